@@ -1,0 +1,5 @@
+//! Roomlog: an embedded pub/sub message broker in which every room is a persistent log.
+
+pub mod protocol;
+pub mod storage;
+pub mod types;

@@ -1,0 +1,419 @@
+//! The batch: consecutive records of one room in one encoded body, the unit of commit, storage, fan-out and replay.
+//!
+//! A body is a [`BatchHeader`] and a sequence of *runs*. A run is what one publish added: a [`RunHeader`] with
+//! everything that its records share, and the records as the publisher encoded them. So the committer writes a
+//! few bytes per publish and copies the rest, and two bodies are merged by joining their runs.
+
+use bytes::Bytes;
+
+use super::wire::{WireError, decode, decode_head, encode_into, encoded_len};
+use crate::types::{NewRecord, Offset, PublisherId, Record, Time};
+
+/// The version byte that every body begins with.
+pub const BATCH_VERSION: u8 = 1;
+
+/// A body is at most this long, in bytes, unless it holds one single record that is longer.
+pub const BATCH_BYTES_MAX: usize = 64 << 10;
+
+/// What can be known of a body without reading its records.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, bincode::Encode, bincode::BorrowDecode)]
+pub struct BatchHeader {
+    /// [`BATCH_VERSION`].
+    pub version: u8,
+    /// How many records the body holds, at least 1.
+    pub count: u32,
+    /// The first record's offset.
+    pub first: Offset,
+    /// What to add to `first` for the last record's offset.
+    pub span: u64,
+    /// The first record's time.
+    pub time: Time,
+}
+
+impl BatchHeader {
+    /// The last record's offset.
+    #[must_use]
+    pub fn last(&self) -> Offset {
+        Offset(self.first.0 + self.span)
+    }
+}
+
+/// What the records of one publish share.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, bincode::Encode, bincode::BorrowDecode)]
+pub struct RunHeader<'a> {
+    /// The first record's offset, counted from the batch's first.
+    pub offset_delta: u64,
+    /// The distance between one record's offset and the next one's; 1 while offsets are dense, at least 1 always.
+    pub step: u64,
+    /// The records' time, counted from the batch's.
+    pub time_delta: u64,
+    /// Who published them.
+    pub user: &'a str,
+    /// The outgoing queue they came from.
+    pub publisher: PublisherId,
+    /// The first record's number in that queue; it rises by 1.
+    pub seq: u64,
+    /// How many records follow, at least 1.
+    pub count: u32,
+    /// How many bytes they take.
+    pub bytes: u32,
+}
+
+/// Encoded records one behind the other, each behind its length: as in a publish, as in a run.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct RecordArea<'a>(pub &'a [u8]);
+
+impl<'a> RecordArea<'a> {
+    /// Appends one record to an area that is being written.
+    pub fn push(area: &mut Vec<u8>, record: &NewRecord<'_>) {
+        encode_into(area, &u32::try_from(encoded_len(record)).expect("a record is below 4 GiB"));
+        encode_into(area, record);
+    }
+
+    /// The bytes of the first record without its length, and the area behind it; `None` at the end.
+    ///
+    /// # Errors
+    /// When the length is not canonical or beyond the area.
+    #[inline]
+    pub fn split_first(self) -> Result<Option<(&'a [u8], Self)>, WireError> {
+        if self.0.is_empty() {
+            return Ok(None);
+        }
+        let (length, rest) = decode_head::<u32>("a record's length", self.0)?;
+        let length = length as usize;
+        if rest.len() < length {
+            return Err(WireError::Truncated { what: "a record" });
+        }
+        let (record, rest) = rest.split_at(length);
+        Ok(Some((record, Self(rest))))
+    }
+
+    /// Decodes one record of an area.
+    ///
+    /// # Errors
+    /// When the bytes are not exactly one canonical record.
+    #[inline]
+    pub fn record(bytes: &'a [u8]) -> Result<NewRecord<'a>, WireError> {
+        decode("a record", bytes)
+    }
+}
+
+/// A whole body, checked as far as its header.
+#[derive(Clone, Copy, Debug)]
+pub struct Batch<'a> {
+    /// What the body says of itself.
+    pub header: BatchHeader,
+    runs: &'a [u8],
+}
+
+impl<'a> Batch<'a> {
+    /// Reads the header of a body.
+    ///
+    /// # Errors
+    /// When the header is not one, or of a version that is not ours.
+    pub fn parse(body: &'a [u8]) -> Result<Self, WireError> {
+        let (header, runs) = decode_head::<BatchHeader>("a batch header", body)?;
+        if header.version != BATCH_VERSION {
+            return Err(WireError::invalid(
+                "a batch header",
+                format_args!("version {}, this is version {BATCH_VERSION}", header.version),
+            ));
+        }
+        if header.count == 0
+            || header.first == Offset::ZERO
+            || header.first.0.saturating_add(header.span) > Offset::MAX.0
+        {
+            return Err(WireError::invalid("a batch header", "an impossible count or offset"));
+        }
+        Ok(Self { header, runs })
+    }
+
+    /// The runs, one per publish.
+    #[must_use]
+    pub fn runs(&self) -> Runs<'a> {
+        Runs { header: self.header, rest: self.runs }
+    }
+
+    /// The records, in order. `prev` is the offset of the record before the first one.
+    #[must_use]
+    pub fn records(&self, prev: Offset) -> Records<'a> {
+        Records { runs: self.runs(), run: None, prev }
+    }
+
+    /// Whether everything within is canonical, in order, and as many records as the header says.
+    ///
+    /// # Errors
+    /// The first thing that is not so.
+    pub fn check(&self) -> Result<(), WireError> {
+        let (mut count, mut last, mut time) = (0_u64, Offset::ZERO, Time::default());
+        for record in self.records(Offset::ZERO) {
+            let record = record?;
+            if record.offset <= last || record.time < time || (count == 0 && record.offset != self.header.first) {
+                return Err(WireError::invalid("a batch", "records are not in order"));
+            }
+            (count, last, time) = (count + 1, record.offset, record.time);
+        }
+        if count != u64::from(self.header.count) || last != self.header.last() {
+            return Err(WireError::invalid("a batch", "the records do not agree with the header"));
+        }
+        Ok(())
+    }
+}
+
+/// One run of a batch.
+#[derive(Clone, Copy, Debug)]
+pub struct Run<'a> {
+    /// The first record's offset.
+    pub first: Offset,
+    /// The records' time.
+    pub time: Time,
+    /// What the records share.
+    pub header: RunHeader<'a>,
+    /// The records as the publisher encoded them.
+    pub area: RecordArea<'a>,
+}
+
+impl Run<'_> {
+    /// The last record's offset.
+    #[must_use]
+    pub fn last(&self) -> Offset {
+        Offset(self.first.0 + (u64::from(self.header.count) - 1) * self.header.step)
+    }
+}
+
+/// The runs of a batch, one per publish.
+#[derive(Clone, Debug)]
+pub struct Runs<'a> {
+    header: BatchHeader,
+    rest: &'a [u8],
+}
+
+impl<'a> Iterator for Runs<'a> {
+    type Item = Result<Run<'a>, WireError>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        if self.rest.is_empty() {
+            return None;
+        }
+        let rest = std::mem::take(&mut self.rest);
+        let (header, rest) = match decode_head::<RunHeader<'a>>("a run header", rest) {
+            Ok(head) => head,
+            Err(error) => return Some(Err(error)),
+        };
+        let bytes = header.bytes as usize;
+        if rest.len() < bytes {
+            return Some(Err(WireError::Truncated { what: "a run" }));
+        }
+        let (area, rest) = rest.split_at(bytes);
+        let first = self.header.first.0.checked_add(header.offset_delta);
+        let last = u64::from(header.count)
+            .checked_sub(1)
+            .and_then(|more| more.checked_mul(header.step))
+            .and_then(|span| first?.checked_add(span));
+        let time = self.header.time.0.checked_add(header.time_delta);
+        let (Some(first), Some(last), Some(time)) = (first, last, time) else {
+            return Some(Err(WireError::invalid("a run header", "an impossible count, offset or time")));
+        };
+        if last > self.header.last().0 || header.step == 0 || header.seq == 0 {
+            return Some(Err(WireError::invalid("a run header", "an impossible offset, step or seq")));
+        }
+        self.rest = rest;
+        Some(Ok(Run { first: Offset(first), time: Time(time), header, area: RecordArea(area) }))
+    }
+}
+
+/// The records of a batch, in order.
+#[derive(Clone, Debug)]
+pub struct Records<'a> {
+    runs: Runs<'a>,
+    run: Option<(Run<'a>, u32)>,
+    prev: Offset,
+}
+
+impl<'a> Iterator for Records<'a> {
+    type Item = Result<Record<'a>, WireError>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        loop {
+            if let Some((run, index)) = &mut self.run {
+                match run.area.split_first() {
+                    Err(error) => {
+                        self.run = None;
+                        self.runs.rest = &[];
+                        return Some(Err(error));
+                    }
+                    Ok(Some((bytes, rest))) if *index < run.header.count => {
+                        let offset = Offset(run.first.0 + u64::from(*index) * run.header.step);
+                        let record = RecordArea::record(bytes).map(|content| Record {
+                            offset,
+                            prev: self.prev,
+                            time: run.time,
+                            user: run.header.user,
+                            publisher: run.header.publisher,
+                            seq: run.header.seq + u64::from(*index),
+                            content,
+                        });
+                        run.area = rest;
+                        *index += 1;
+                        self.prev = offset;
+                        return Some(record);
+                    }
+                    Ok(more) => {
+                        let whole = more.is_none() && *index == run.header.count;
+                        self.run = None;
+                        if !whole {
+                            self.runs.rest = &[];
+                            return Some(Err(WireError::invalid(
+                                "a run",
+                                "it holds another number of records than it says",
+                            )));
+                        }
+                    }
+                }
+            }
+            match self.runs.next()? {
+                Ok(run) => self.run = Some((run, 0)),
+                Err(error) => return Some(Err(error)),
+            }
+        }
+    }
+}
+
+/// Writes bodies: at commit from publishes, later from the runs of other bodies.
+///
+/// Keeps its buffer from one body to the next.
+#[derive(Debug, Default)]
+pub struct BatchBuilder {
+    runs: Vec<u8>,
+    count: u32,
+    first: Offset,
+    last: Offset,
+    first_time: Time,
+}
+
+impl BatchBuilder {
+    /// A builder without records.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Whether it holds no records.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.count == 0
+    }
+
+    /// The length of the runs so far, in bytes; the header adds at most 32.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.runs.len()
+    }
+
+    /// The offset of the last record; [`Offset::ZERO`] without records.
+    #[must_use]
+    pub fn last(&self) -> Offset {
+        self.last
+    }
+
+    /// The offset of the first record; [`Offset::ZERO`] without records.
+    #[must_use]
+    pub fn first(&self) -> Offset {
+        self.first
+    }
+
+    /// How many records it holds.
+    #[must_use]
+    pub fn count(&self) -> u32 {
+        self.count
+    }
+
+    /// Adds a run behind the others. The deltas, count and bytes of `header` are set here; `first` and `time`
+    /// must not be less than those of the run before.
+    ///
+    /// # Panics
+    /// When `count` is 0 or the offsets do not rise: a bug of the caller.
+    pub fn push(&mut self, first: Offset, time: Time, count: u32, area: &[u8], header: RunHeader<'_>) {
+        assert!(count > 0 && first > self.last, "a run holds records, and offsets rise");
+        if self.count == 0 {
+            self.first = first;
+            self.first_time = time;
+        }
+        self.last = Offset(first.0 + u64::from(count - 1) * header.step);
+        self.count += count;
+        let header = RunHeader {
+            offset_delta: first.0 - self.first.0,
+            time_delta: time.0.saturating_sub(self.first_time.0),
+            count,
+            bytes: u32::try_from(area.len()).expect("a run is below 4 GiB"),
+            ..header
+        };
+        encode_into(&mut self.runs, &header);
+        self.runs.extend_from_slice(area);
+    }
+
+    /// Adds a run of another body.
+    pub fn push_run(&mut self, run: &Run<'_>) {
+        self.push(run.first, run.time, run.header.count, run.area.0, run.header);
+    }
+
+    /// Adds those records of a body whose offsets are in `from..=to`: whole runs as they are, others in part.
+    ///
+    /// # Errors
+    /// When the body is damaged.
+    pub fn push_part(&mut self, batch: &Batch<'_>, from: Offset, to: Offset) -> Result<(), WireError> {
+        for run in batch.runs() {
+            let run = run?;
+            if run.last() < from || run.first > to {
+                continue;
+            }
+            if run.first >= from && run.last() <= to {
+                self.push_run(&run);
+                continue;
+            }
+            let (mut area, mut offset, mut seq) = (run.area, run.first, run.header.seq);
+            let mut part: Option<(Offset, u64, &[u8])> = None;
+            let (mut count, mut taken) = (0, 0);
+            while let Some((_, rest)) = area.split_first()? {
+                if offset >= from && offset <= to {
+                    part.get_or_insert((offset, seq, area.0));
+                    count += 1;
+                    taken += area.0.len() - rest.0.len();
+                }
+                area = rest;
+                offset = Offset(offset.0 + run.header.step);
+                seq += 1;
+            }
+            if let Some((first, seq, start)) = part {
+                self.push(first, run.time, count, &start[..taken], RunHeader { seq, ..run.header });
+            }
+        }
+        Ok(())
+    }
+
+    /// Finishes the body and empties the builder.
+    ///
+    /// # Panics
+    /// When it holds no records: a bug of the caller.
+    pub fn finish(&mut self) -> (BatchHeader, Bytes) {
+        assert!(self.count > 0, "a batch holds records");
+        let header = BatchHeader {
+            version: BATCH_VERSION,
+            count: self.count,
+            first: self.first,
+            span: self.last.0 - self.first.0,
+            time: self.first_time,
+        };
+        let mut body = Vec::with_capacity(self.runs.len() + encoded_len(&header));
+        encode_into(&mut body, &header);
+        body.extend_from_slice(&self.runs);
+        self.clear();
+        (header, Bytes::from(body))
+    }
+
+    /// Drops what it holds.
+    pub fn clear(&mut self) {
+        self.runs.clear();
+        (self.count, self.first, self.last) = (0, Offset::ZERO, Offset::ZERO);
+    }
+}

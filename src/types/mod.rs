@@ -1,0 +1,13 @@
+//! The words of Roomlog as validated types: names, positions, records, codes and limits.
+//!
+//! Nothing here does input or output, and nothing here knows a layer above it.
+
+mod code;
+mod ids;
+mod limits;
+mod record;
+
+pub use code::{Advice, Code};
+pub use ids::{Epoch, Offset, Position, PublisherId, RoomName, RoomNameError, SessionId, Start, Time};
+pub use limits::{Ceilings, Limits};
+pub use record::{GapReason, Header, Headers, NewRecord, Record, RecordFault};
