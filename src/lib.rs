@@ -1,5 +1,6 @@
 //! Roomlog: an embedded pub/sub message broker in which every room is a persistent log.
 
+pub mod broker;
 pub mod metrics;
 pub mod protocol;
 pub mod storage;

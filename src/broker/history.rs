@@ -173,15 +173,13 @@ impl Broker {
         let mut then = Some(then);
         let job = move || {
             let answer = match rooms.next() {
-                Some((room, facts)) => {
-                    match if facts.is_empty() { Ok(None) } else { last_record(&inner, &room) } {
-                        Ok(last) => {
-                            list.push(Summary { room, facts, last });
-                            return Turn::Again;
-                        }
-                        Err(refused) => Err(refused),
+                Some((room, facts)) => match if facts.is_empty() { Ok(None) } else { last_record(&inner, &room) } {
+                    Ok(last) => {
+                        list.push(Summary { room, facts, last });
+                        return Turn::Again;
                     }
-                }
+                    Err(refused) => Err(refused),
+                },
                 None => Ok(std::mem::take(&mut list)),
             };
             if let Some(then) = then.take() {
@@ -261,7 +259,16 @@ impl Walk {
         };
         let wants_forth = forward.is_some();
         let parts = std::collections::VecDeque::new();
-        Ok(Self { room, backward, forward, bytes_left: bytes_max, parts, more_back: false, more_forth: false, wants_forth })
+        Ok(Self {
+            room,
+            backward,
+            forward,
+            bytes_left: bytes_max,
+            parts,
+            more_back: false,
+            more_forth: false,
+            wants_forth,
+        })
     }
 
     /// Reads one block; whether the page is complete.

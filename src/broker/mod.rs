@@ -245,11 +245,11 @@ impl Inner {
     }
 
     fn metrics_lagging(&self, more: i32) {
-        self.metrics.lagging_subscriptions.increment(f64::from(more));
+        self.metrics.subscriptions_lagging.increment(f64::from(more));
     }
 
     fn metrics_gap(&self) {
-        self.metrics.gaps.increment(1);
+        self.metrics.gaps[crate::types::GapReason::Retention].increment(1);
     }
 }
 

@@ -14,11 +14,9 @@ use parking_lot::{Mutex, MutexGuard};
 use super::Inner as BrokerInner;
 use super::cut::{Part, cut};
 use super::pool::{Class, SessionKey, Turn};
-use crate::protocol::JoinId;
 use crate::protocol::Batch;
-use crate::storage::{
-    Block, Engine, EngineError, Facts, Follow, FollowId, Read, ReadAt, Refused, Room, Tail, Targets,
-};
+use crate::protocol::JoinId;
+use crate::storage::{Block, Engine, EngineError, Facts, Follow, FollowId, Read, ReadAt, Refused, Room, Tail, Targets};
 use crate::types::{Code, Epoch, GapReason, Offset, RoomName, Start};
 
 /// Blocks that one session may have read ahead of its socket, all its rooms together.
@@ -148,9 +146,15 @@ enum Stage {
     /// The start is being looked up.
     Resolving,
     /// It has been found; the join's answer is due.
-    Resolved { tag: u32, facts: JoinFacts },
+    Resolved {
+        tag: u32,
+        facts: JoinFacts,
+    },
     /// It could not be found; the join's answer is due.
-    Refused { tag: Option<u32>, why: Refused },
+    Refused {
+        tag: Option<u32>,
+        why: Refused,
+    },
     Reading,
     Ended,
 }
@@ -452,7 +456,11 @@ impl Reader {
                     shared.broker.metrics_lagging(-1);
                     out(Output::CaughtUp(join, last));
                 }
-                if head { state.arrive(join, out) } else { return Took::More }
+                if head {
+                    state.arrive(join, out)
+                } else {
+                    return Took::More;
+                }
                 Took::Nothing
             }
             Tail::Head => {
@@ -561,10 +569,9 @@ impl Reader {
                     let facts = JoinFacts { epoch: engine.epoch(), first, head, start: start.max(floor) };
                     Stage::Resolved { tag, facts }
                 }
-                Err(error) => Stage::Refused {
-                    tag: Some(tag),
-                    why: Refused::new(Code::StorageFailed, error.to_string()),
-                },
+                Err(error) => {
+                    Stage::Refused { tag: Some(tag), why: Refused::new(Code::StorageFailed, error.to_string()) }
+                }
             };
             let mut state = reader.state.lock();
             if matches!(state.stage, Stage::Resolving) {

@@ -69,11 +69,15 @@ impl Records {
             Ok(record) => record.offset >= from && record.offset <= to,
             Err(_) => true,
         };
-        records.into_iter().flatten().filter(meant).map(move |record| {
-            // The batch may hold records before the first meant one: its predecessor is told beside the body.
-            record.map(|record| if record.offset == from { Record { prev, ..record } } else { record })
-        })
-        .chain(error)
+        records
+            .into_iter()
+            .flatten()
+            .filter(meant)
+            .map(move |record| {
+                // The batch may hold records before the first meant one: its predecessor is told beside the body.
+                record.map(|record| if record.offset == from { Record { prev, ..record } } else { record })
+            })
+            .chain(error)
     }
 
     /// The encoded batch.
@@ -109,12 +113,14 @@ impl Broker {
             }
             Joining::Pending => (nothing, false),
         };
-        let mut subscription = Subscription { readers, woken, facts, ahead: std::collections::VecDeque::new(), ended: false };
+        let mut subscription =
+            Subscription { readers, woken, facts, ahead: std::collections::VecDeque::new(), ended: false };
+        let mut resolved = resolved;
         while !resolved {
             match subscription.output().await {
                 Output::Joined { facts, .. } => {
                     subscription.facts = facts;
-                    break;
+                    resolved = true;
                 }
                 Output::Left { why, .. } => return Err(why.into()),
                 _ => {}

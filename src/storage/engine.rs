@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
+use super::Source;
 use super::room::{Facts, Room, Targets};
 use crate::types::{Code, Epoch, Offset, PublisherId, RoomName, Time};
 
@@ -68,17 +69,6 @@ pub enum Read {
     Block(Block),
     /// No retained record lies there.
     Nothing,
-}
-
-/// Where records came from.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
-pub enum Source {
-    /// Memory.
-    Tail,
-    /// The journal.
-    Journal,
-    /// A volume.
-    Volume,
 }
 
 /// A batch of a room, and the one fact that the batch itself does not hold.

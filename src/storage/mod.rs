@@ -5,3 +5,15 @@
 
 pub mod block_store;
 pub mod disk;
+pub mod embedded;
+mod engine;
+mod options;
+mod room;
+
+pub use crate::metrics::Source;
+pub use engine::{
+    Append, Appended, Block, Engine, EngineError, Health, Outcome, Read, ReadAt, Refused, Reply, Submission,
+    record_hash,
+};
+pub use options::{Compression, Durability, OpenError, Options, Retention};
+pub use room::{Facts, Follow, FollowId, Room, RoomId, Tail, Targets};

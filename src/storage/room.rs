@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use parking_lot::Mutex;
 
-use super::engine::{Block, Source};
+use super::engine::Block;
 use crate::types::{Offset, RoomName, Time};
 
 /// What is known of a room without reading a record.
@@ -225,17 +225,5 @@ impl fmt::Debug for Room {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let state = self.state.lock();
         f.debug_struct("Room").field("name", &self.name).field("facts", &state.facts).finish_non_exhaustive()
-    }
-}
-
-impl Source {
-    /// The name in metrics.
-    #[must_use]
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Tail => "tail",
-            Self::Journal => "journal",
-            Self::Volume => "volume",
-        }
     }
 }
