@@ -4,4 +4,12 @@
 //! sockets or frames; blocking calls are meant to be made from the broker's own threads.
 
 pub mod block_store;
+pub mod checked_file;
+pub mod commit;
 pub mod disk;
+mod error;
+pub mod journal;
+pub mod manifest;
+pub mod marks;
+
+pub use error::StorageError;
