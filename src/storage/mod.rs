@@ -17,3 +17,4 @@ pub use engine::{
 };
 pub use options::{Compression, Durability, OpenError, Options, Retention};
 pub use room::{Facts, Follow, FollowId, Room, RoomId, Tail, Targets};
+pub mod volume;
