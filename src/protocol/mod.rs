@@ -17,4 +17,4 @@ pub use frame::{
     Unsupported, VERSION, Void, Want, Welcome, WelcomeLimits,
 };
 pub use wire::{FrameError, Frames, WireError, frame_into, split_frame};
-pub(crate) use wire::{decode, decode_head, encode_into, encoded_len};
+pub(crate) use wire::{decode, decode_head, encode_into};

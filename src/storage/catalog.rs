@@ -49,13 +49,8 @@ impl Known {
 
 impl Catalog {
     pub(crate) fn new() -> Self {
-        let rooms = Rooms {
-            known: BTreeMap::new(),
-            unborn: HashMap::new(),
-            unborn_sweep: 1024,
-            loaded: 0,
-            checkpoint: None,
-        };
+        let rooms =
+            Rooms { known: BTreeMap::new(), unborn: HashMap::new(), unborn_sweep: 1024, loaded: 0, checkpoint: None };
         Self { rooms: RwLock::new(rooms) }
     }
 
@@ -189,6 +184,11 @@ impl Catalog {
             (None, Some(place), Some(checkpoint)) => Loaded::No(known.facts, place, Arc::clone(checkpoint)),
             (None, ..) => Loaded::Bare(known.facts),
         })
+    }
+
+    /// The room, if it is loaded.
+    pub(crate) fn loaded(&self, name: &RoomName) -> Option<Arc<Room>> {
+        self.rooms.read().known.get(name).and_then(|known| known.room.clone())
     }
 
     /// Rooms whose facts satisfy a test, without loading them.

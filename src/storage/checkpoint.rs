@@ -178,7 +178,8 @@ impl Checkpoint {
                 }
                 return Ok(Self { path, file });
             }
-            let (stored, _) = decode_head::<Stored<'_>>("a room's metadata", body).map_err(|error| fault(at, &error))?;
+            let (stored, _) =
+                decode_head::<Stored<'_>>("a room's metadata", body).map_err(|error| fault(at, &error))?;
             let Stored { id, name, head, floor, first, time, first_time, records, bytes } = stored;
             let name = RoomName::new(name).map_err(|error| fault(at, &error))?;
             let facts = Facts { head, floor, first, time, first_time, records, bytes };
@@ -197,8 +198,8 @@ impl Checkpoint {
         if frame[..4] != place.bytes.to_le_bytes() || crc32fast::hash(&frame[FRAME_BYTES..]) != crc {
             return Err(fault(&"a room's checksum is wrong").into());
         }
-        let (_, rest) = decode_head::<Stored<'_>>("a room's metadata", &frame[FRAME_BYTES..])
-            .map_err(|error| fault(&error))?;
+        let (_, rest) =
+            decode_head::<Stored<'_>>("a room's metadata", &frame[FRAME_BYTES..]).map_err(|error| fault(&error))?;
         Ok(rest.to_vec())
     }
 

@@ -106,6 +106,21 @@ pub struct BodyPlace {
     pub crc: u32,
 }
 
+/// A risen floor of a room: what retention removes at once.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Encode, Decode)]
+pub struct Floor {
+    /// The newest offset that goes.
+    pub floor: Offset,
+    /// The oldest that stays; [`Offset::ZERO`] if nothing stayed when the floor was chosen.
+    pub first: Offset,
+    /// Its time.
+    pub first_time: Time,
+    /// How many records go.
+    pub records: u64,
+    /// Their bytes, as they are encoded.
+    pub bytes: u64,
+}
+
 /// Writes a unit, entry by entry. Keeps its buffer from one commit to the next.
 #[derive(Debug)]
 pub struct CommitBuilder {
@@ -157,8 +172,8 @@ impl CommitBuilder {
         encode_into(&mut self.unit, &(room, name.as_str()));
     }
 
-    /// Adds a risen floor: records below this offset are no longer retained.
-    pub fn floor(&mut self, room: u64, floor: Offset) {
+    /// Adds a risen floor.
+    pub fn floor(&mut self, room: u64, floor: &Floor) {
         self.unit.push(TAG_FLOOR);
         encode_into(&mut self.unit, &(room, floor));
     }
@@ -280,12 +295,12 @@ pub enum Entry<'a> {
         /// Its name; keeps the rules of [`RoomName`].
         name: &'a str,
     },
-    /// Records below an offset are no longer retained.
+    /// Records up to an offset are no longer retained.
     Floor {
         /// The room.
         room: u64,
-        /// The least offset that may still be there.
-        floor: Offset,
+        /// What goes, and what stays.
+        floor: Floor,
     },
     /// Records of one room.
     Batch {
@@ -314,8 +329,8 @@ impl<'a> Entry<'a> {
                 (Self::Room { room, name }, rest)
             }
             TAG_FLOOR => {
-                let ((room, floor), rest) = decode_head::<(u64, Offset)>("a floor", fields)?;
-                if floor > Offset::MAX {
+                let ((room, floor), rest) = decode_head::<(u64, Floor)>("a floor", fields)?;
+                if floor.floor > Offset::MAX || floor.first > Offset::MAX {
                     return invalid("a floor", "an impossible offset");
                 }
                 (Self::Floor { room, floor }, rest)

@@ -29,4 +29,3 @@ pub use error::StorageError;
 pub use marks::Durability;
 pub use options::{Compression, OpenError, Options, Retention};
 pub use room::{Facts, Follow, FollowId, Room, RoomId, Tail, Targets};
-pub mod volume;

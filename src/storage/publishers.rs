@@ -75,7 +75,8 @@ struct Stored<'a> {
 
 impl Publishers {
     /// How many publishers are remembered.
-    pub(crate) fn len(&self) -> usize {
+    #[cfg(test)]
+    fn len(&self) -> usize {
         self.windows.len()
     }
 

@@ -6,6 +6,7 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use bytes::Bytes;
@@ -147,7 +148,10 @@ impl Committer {
         self.round += 1;
         self.rooms_used = 0;
         self.outcomes.clear();
-        let start = |ends: fn(&Append) -> usize| appends.start.checked_sub(1).map_or(0, |at| ends(&gathered.appends[at]));
+        // Told before a room's state is changed: a checkpoint that sees the change waits for this commit.
+        self.shared.making.store(self.journal.next_seq().0, Ordering::SeqCst);
+        let start =
+            |ends: fn(&Append) -> usize| appends.start.checked_sub(1).map_or(0, |at| ends(&gathered.appends[at]));
         let (mut bytes_at, mut hashes_at) = (start(|append| append.bytes_end), start(|append| append.hashes_end));
         let bytes = gathered.appends[appends.clone()].last().map_or(0, |append| append.bytes_end - bytes_at);
         let room_for = bytes + (appends.len() + floors.len() + 1) * APPEND_OVERHEAD_BYTES;
@@ -172,6 +176,7 @@ impl Committer {
                 }
             }
         }
+        self.shared.making.store(self.shared.committed.lock().seq.0, Ordering::SeqCst);
         self.answer(gathered, appends);
     }
 
@@ -249,16 +254,7 @@ impl Committer {
             bytes: 0,
         };
         self.rooms[log.slot.1].push(first, time, area, header);
-        log.publishers.note(
-            shared.memory,
-            &append.user,
-            append.publisher,
-            append.seq,
-            hashes,
-            first,
-            stride,
-            time,
-        );
+        log.publishers.note(shared.memory, &append.user, append.publisher, append.seq, hashes, first, stride, time);
         let facts = &mut log.facts;
         if facts.is_empty() {
             (facts.first, facts.first_time) = (first, time);
@@ -439,7 +435,7 @@ impl Shared {
     }
 
     /// There is no space for a commit; the keeper looks for some.
-    fn full(&self, why: String) -> Refused {
+    pub(super) fn full(&self, why: String) -> Refused {
         let mut health = self.health.lock();
         if *health == Health::Ok {
             tracing::warn!("storage is full, publishes are refused: {why}");

@@ -397,12 +397,16 @@ impl Keeper {
         if self.rules.is_empty() {
             return;
         }
-        let by_age = self.clock.is_steady(self.shared.now());
+        let by_age = self.clock.is_steady(Time::now());
         self.shared.metrics.clock_alarm.set(if by_age { 0.0 } else { 1.0 });
         let now = self.shared.now();
         let rules = &self.rules;
-        let rule = |name: &RoomName| rules.iter().find(|(pattern, _)| pattern.matches(name.as_str())).map(|(_, rule)| rule);
-        let due = self.shared.catalog.filter(|name, facts| rule(name).is_some_and(|rule| Excess::of(rule, facts, now, by_age).any()));
+        let rule =
+            |name: &RoomName| rules.iter().find(|(pattern, _)| pattern.matches(name.as_str())).map(|(_, rule)| rule);
+        let due = self
+            .shared
+            .catalog
+            .filter(|name, facts| rule(name).is_some_and(|rule| Excess::of(rule, facts, now, by_age).any()));
         let mut rises = Vec::new();
         for name in due {
             let Some(rule) = rule(&name) else { continue };
@@ -421,7 +425,8 @@ impl Keeper {
         let room = self.shared.catalog.room(name.as_str())?;
         let facts = room.facts();
         let mut excess = Excess::of(rule, &facts, now, by_age);
-        let mut rise = Floor { floor: facts.floor, first: Offset::ZERO, first_time: Time::default(), records: 0, bytes: 0 };
+        let mut rise =
+            Floor { floor: facts.floor, first: Offset::ZERO, first_time: Time::default(), records: 0, bytes: 0 };
         'blocks: while excess.any() {
             let Read::Block(block) = self.shared.read(&room, ReadAt::After(rise.floor))? else { break };
             let damaged = |error| EngineError::Damaged(format!("room {name:?}: {error}"));
@@ -470,7 +475,8 @@ impl Keeper {
         metrics.journal_bytes.set((journal.live + journal.reserved + journal.spare) as f64);
         metrics.builder_backlog.set(journal.commits as f64);
         metrics.volumes.set(self.manifest.volumes.len() as f64);
-        let volumes = self.manifest.volumes.iter().map(|volume| shared.volumes.disk_bytes(VolumeId(volume.id)).unwrap_or(0));
+        let volumes =
+            self.manifest.volumes.iter().map(|volume| shared.volumes.disk_bytes(VolumeId(volume.id)).unwrap_or(0));
         metrics.volume_bytes.set(volumes.sum::<u64>() as f64);
         let in_use = shared.volumes.in_use();
         metrics.budget_used[Budget::BlockCache].set(in_use.cache_bytes as f64);
@@ -564,7 +570,9 @@ impl Clock {
         let passed = u64::try_from(self.steady.elapsed().as_micros()).unwrap_or(u64::MAX);
         let expected = self.wall.0.saturating_add(passed);
         if now.0.abs_diff(expected) > CLOCK_STEP_MAX.as_micros() as u64 && !self.alarm {
-            tracing::error!("the clock was set by more than ten minutes: retention by age is suspended until a restart");
+            tracing::error!(
+                "the clock was set by more than ten minutes: retention by age is suspended until a restart"
+            );
             self.alarm = true;
         }
         !self.alarm
@@ -585,4 +593,3 @@ pub(super) enum KeepError {
     #[error("storage has failed")]
     Failed,
 }
-

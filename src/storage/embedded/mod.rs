@@ -73,6 +73,8 @@ pub(crate) struct Shared {
     /// The last durable commit.
     committed: Mutex<Committed>,
     committed_changed: Condvar,
+    /// The commit being made, as a number; equal to the last durable one while none is.
+    making: AtomicU64,
     /// How far the clock has been pushed ahead of the system's, for tests of retention, in microseconds.
     clock_ahead_us: AtomicU64,
     keeper: Mutex<keeper::Asked>,
@@ -97,7 +99,13 @@ impl Shared {
         let end = place.at + u64::from(place.bytes);
         *self.committed.lock() = Committed { seq, file: place.file, end };
         self.committed_changed.notify_all();
+        self.committed_changed.notify_all();
         self.metrics.budget_used[Budget::Tails].set(tails_bytes as f64);
+    }
+
+    /// The commit being made, or the last one.
+    fn making(&self) -> CommitSeq {
+        CommitSeq(self.making.load(Ordering::SeqCst))
     }
 
     /// The last act of a clean close.

@@ -12,7 +12,6 @@ use crate::storage::engine::{Block, EngineError, Read, ReadAt};
 use crate::storage::error::StorageError;
 use crate::storage::room::{Room, RoomId, RoomState};
 use crate::storage::volume;
-use crate::types::Offset;
 
 /// The stretch can be dropped between finding a place and reading it, but not often: a volume takes seconds.
 const TRIES_MAX: usize = 8;
@@ -61,13 +60,13 @@ impl Shared {
             source: Source::Journal,
         };
         let mut body = Vec::new();
-        self.journal.read(first.place, &mut body)?;
+        self.journal.read(&first.place, &mut body)?;
         if places.len() == 1 {
             return Ok(block(Bytes::from(body)));
         }
         let mut builder = BatchBuilder::new();
         for indexed in places {
-            self.journal.read(indexed.place, &mut body)?;
+            self.journal.read(&indexed.place, &mut body)?;
             let runs = Batch::parse(&body).and_then(|batch| {
                 for run in batch.runs() {
                     builder.push_run(&run?);
@@ -75,7 +74,11 @@ impl Shared {
                 Ok(())
             });
             runs.map_err(|error| {
-                StorageError::damaged(std::path::Path::new(&format!("journal file {}", indexed.place.file)), indexed.place.at, error)
+                StorageError::damaged(
+                    std::path::Path::new(&format!("journal file {}", indexed.place.file)),
+                    indexed.place.at,
+                    error,
+                )
             })?;
         }
         Ok(block(builder.finish().1))
@@ -218,20 +221,4 @@ fn journal_up_to(state: &RoomState, index: usize) -> Vec<Indexed> {
     }
     places.reverse();
     places
-}
-
-/// What follows an offset, for who walks a room forward without reading it: the block's last offset, its last
-/// record's time, its records and its bytes, as far as an index tells.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Ahead {
-    pub(super) last: Offset,
-    pub(super) last_time: crate::types::Time,
-}
-
-impl Shared {
-    /// The block of a volume that follows an offset, without reading it; `None` if it lies in the journal.
-    pub(super) fn ahead_in_volumes(&self, id: RoomId, after: Offset) -> Result<Option<volume::BlockEntry>, EngineError> {
-        let located = self.volumes.locate_after(id.0, after).map_err(|error| EngineError::Damaged(error.to_string()))?;
-        Ok(located.map(|located| located.entry))
-    }
 }

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 use std::time::Instant;
 
 use parking_lot::{Condvar, Mutex};
@@ -11,7 +12,7 @@ use super::queue::CommitQueue;
 use super::{Committed, Embedded, Indexed, Shared, since};
 use crate::metrics::{Budget, Metrics, StorageState};
 use crate::protocol::{Batch, WireError};
-use crate::storage::block_store::{BlockStore, MemoryStore, SledStore};
+use crate::storage::block_store::{BlockStore, MemoryBlockStore, SledBlockStore};
 use crate::storage::catalog::Catalog;
 use crate::storage::checkpoint::{self, Checkpoint};
 use crate::storage::commit::{Commit, Entry, UnitPlace};
@@ -32,14 +33,14 @@ impl Embedded {
         check(&options)?;
         if options.durability == Durability::Memory {
             let disk = Arc::new(MemoryDisk::new(options.memory_bytes_max));
-            return Self::open_on(options, metrics, disk, Arc::new(MemoryStore::default()), None);
+            return Self::open_on(options, metrics, disk, Arc::new(MemoryBlockStore::default()), None);
         }
         let root = &options.directory;
         let io = |source| OpenError::Storage(StorageError::Io { path: root.clone(), doing: "use", source });
         std::fs::create_dir_all(root).map_err(io)?;
         let lock = DirectoryLock::acquire(root)?;
         let disk = Arc::new(RealDisk::new(root));
-        let store = Arc::new(SledStore::new(root));
+        let store = Arc::new(SledBlockStore::new(root));
         Self::open_on(options, metrics, disk, store, Some(lock))
     }
 
@@ -57,7 +58,8 @@ impl Embedded {
             publishers: options.publishers_per_room,
             age_us: u64::try_from(options.publisher_age_max.as_micros()).unwrap_or(u64::MAX),
         };
-        let journal_options = JournalOptions { free_bytes_min: options.disk_reserve_bytes, ..JournalOptions::default() };
+        let journal_options =
+            JournalOptions { free_bytes_min: options.disk_reserve_bytes, ..JournalOptions::default() };
         let run = RunMark::now(options.durability);
         let mut restored = Restored { catalog: Catalog::new(), by_id: HashMap::new(), memory, next_room: 1 };
         let volumes = Volumes::new(
@@ -156,7 +158,8 @@ impl Embedded {
             health: Mutex::new(Health::Ok),
             committed: Mutex::new(Committed { seq: end.seq, file: end.file, end: end.position }),
             committed_changed: Condvar::new(),
-            clock_ahead_us: std::sync::atomic::AtomicU64::new(0),
+            making: AtomicU64::new(end.seq.0),
+            clock_ahead_us: AtomicU64::new(0),
             keeper: Mutex::default(),
             keeper_asked: Condvar::new(),
             options,
@@ -319,4 +322,3 @@ impl Restored {
         Ok(())
     }
 }
-
