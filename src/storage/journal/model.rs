@@ -10,7 +10,7 @@ use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 
 use super::*;
-use crate::storage::commit::Entry;
+use crate::storage::commit::{Entry, Floor};
 use crate::storage::disk::{Disk, Fault, FaultyDisk};
 use crate::storage::manifest::Manifest;
 use crate::storage::marks::{CleanMark, Durability, RunMark, judge_last_stop};
@@ -51,7 +51,7 @@ fn read_commit(commit: &crate::storage::commit::Commit<'_>) -> Written {
     let entries: Vec<_> = commit.entries().collect();
     assert_eq!(entries.len(), 3);
     assert_eq!(entries[0], Entry::Room { room: tag, name: &format!("room {tag}") });
-    assert_eq!(entries[1], Entry::Floor { room: tag, floor: Offset(tag % 1000) });
+    assert_eq!(entries[1], Entry::Floor { room: tag, floor: floor(tag) });
     let Entry::Batch { room, prev, body: found, span } = entries[2] else { panic!("a batch") };
     assert_eq!((room, prev, found), (tag, Offset(tag % 77), body(tag).as_slice()));
     assert_eq!(span.crc, crc32fast::hash(found));
@@ -95,7 +95,7 @@ impl House {
         let mut commit = CommitBuilder::new();
         commit.begin(Time(tag));
         commit.room(tag, &RoomName::new(&format!("room {tag}")).expect("a good name"));
-        commit.floor(tag, Offset(tag % 1000));
+        commit.floor(tag, &floor(tag));
         let span = commit.batch(tag, Offset(tag % 77), &body(tag));
         let seq = self.journal.next_seq();
         let place = self.journal.write(&mut commit)?;
@@ -326,4 +326,8 @@ fn commits_that_were_not_synced_are_a_prefix_after_a_reboot_and_the_epoch_is_new
         let house = House::start(&disk.reopen(random.random()), Durability::Fsync, "second boot");
         assert_eq!(house.expect("nothing is damaged").found, served);
     }
+}
+
+fn floor(tag: u64) -> Floor {
+    Floor { floor: Offset(tag % 1000), first: Offset(tag % 1000 + 1), first_time: Time(tag), records: tag, bytes: tag }
 }
