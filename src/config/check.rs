@@ -56,8 +56,10 @@ fn ranges(config: &Config, clashes: &mut Vec<Clash>) {
         ("server.connections_per_address_max", server.connections_per_address_max, 1, 1_000_000),
         ("server.handshakes_max", server.handshakes_max, 1, 1_000_000),
         ("server.quic_retry_above", server.quic_retry_above, 0, 1_000_000),
-        ("storage.rewrite_live_percent_min", storage.rewrite_live_percent_min, 0, 90),
-        ("storage.reader_threads", storage.reader_threads, 1, 256),
+        ("storage.rewrite_below_percent", usize::from(storage.rewrite_below_percent), 0, 90),
+        ("storage.publisher_seqs", storage.publisher_seqs, 1, 1 << 20),
+        ("storage.publishers_per_room", storage.publishers_per_room, 1, 10_000_000),
+        ("storage.read_threads", storage.read_threads, 1, 256),
     ] {
         if value < least || value > most {
             clashes.push(clash(&[key], format!("is {value}, but must be from {least} to {most}")));
@@ -69,16 +71,14 @@ fn ranges(config: &Config, clashes: &mut Vec<Clash>) {
         ("server.quic_send_bytes_max", server.quic_send_bytes_max as u64, 16 * KIB, 64 * MIB),
         ("server.send_bytes_max", server.send_bytes_max as u64, MIB, TIB),
         ("storage.commit_queue_bytes_max", storage.commit_queue_bytes_max as u64, 4 * MIB, 64 * GIB),
-        ("storage.journal_file_bytes", storage.journal_file_bytes, MIB, 4 * GIB),
-        ("storage.journal_file_bytes_min", storage.journal_file_bytes_min, 64 * KIB, 4 * GIB),
+        ("storage.commit_bytes_max", storage.commit_bytes_max as u64, 4 * MIB, 256 * MIB),
+        ("storage.disk_reserve_bytes", storage.disk_reserve_bytes, 0, TIB),
+        ("storage.memory_bytes_max", storage.memory_bytes_max, MIB, 16 * TIB),
         ("storage.stretch_bytes", storage.stretch_bytes, MIB, 4 * GIB),
         ("storage.journal_bytes_max", storage.journal_bytes_max, 4 * MIB, 16 * TIB),
         ("storage.tails_bytes_max", storage.tails_bytes_max as u64, MIB, TIB),
-        ("storage.journal_index_bytes_max", storage.journal_index_bytes_max as u64, MIB, TIB),
         ("storage.block_cache_bytes_max", storage.block_cache_bytes_max as u64, MIB, TIB),
         ("storage.open_volumes_bytes_max", storage.open_volumes_bytes_max as u64, MIB, TIB),
-        ("storage.reserve_bytes", storage.reserve_bytes, 0, TIB),
-        ("storage.ballast_bytes", storage.ballast_bytes, 0, GIB),
     ] {
         if value < least || value > most {
             let (least, most) = (size(least), size(most));
@@ -93,6 +93,7 @@ fn ranges(config: &Config, clashes: &mut Vec<Clash>) {
         ("limits.stall_timeout", limits.stall_timeout, second, 30 * day),
         ("server.shutdown_deadline", server.shutdown_deadline, Duration::ZERO, hour),
         ("server.reconnect_spread", server.reconnect_spread, Duration::ZERO, hour),
+        ("storage.publisher_age_max", storage.publisher_age_max, second, 365 * day),
         ("storage.stretch_age_max", storage.stretch_age_max, second, 30 * day),
     ] {
         if value < least || value > most {
@@ -168,13 +169,6 @@ fn together(config: &Config, clashes: &mut Vec<Clash>) {
             "storage.commit_queue_bytes_max",
             storage.commit_queue_bytes_max as u64,
         ),
-        (
-            "storage.journal_file_bytes_min",
-            storage.journal_file_bytes_min,
-            "storage.journal_file_bytes",
-            storage.journal_file_bytes,
-        ),
-        ("storage.journal_file_bytes", storage.journal_file_bytes, "storage.stretch_bytes", storage.stretch_bytes),
     ];
     for (lesser, value, greater, bound) in pairs {
         if value > bound {

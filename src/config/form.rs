@@ -121,6 +121,12 @@ impl Form<u64> for Count {
     }
 }
 
+impl Form<u8> for Count {
+    fn read(found: &Found) -> Option<u8> {
+        found.number()?.try_into().ok()
+    }
+}
+
 impl Form<usize> for Count {
     fn read(found: &Found) -> Option<usize> {
         found.number()?.try_into().ok()

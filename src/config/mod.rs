@@ -152,10 +152,8 @@ section! {
         durability: Durability as Choice<Durabilities> = Durability::Fsync;
         /// Bytes of publishes that wait for their commit.
         commit_queue_bytes_max: usize as Bytes = 64 << 20;
-        /// Bytes of a journal file once it has grown up.
-        journal_file_bytes: u64 as Bytes = 64 << 20;
-        /// Bytes of the first journal file.
-        journal_file_bytes_min: u64 as Bytes = 1 << 20;
+        /// Bytes of records of one commit.
+        commit_bytes_max: usize as Bytes = 8 << 20;
         /// Bytes of journal that become one volume.
         stretch_bytes: u64 as Bytes = 256 << 20;
         /// Age at which a stretch becomes a volume although it is short.
@@ -164,22 +162,26 @@ section! {
         journal_bytes_max: u64 as Bytes = 2 << 30;
         /// Memory for the recent parts of all rooms, in bytes.
         tails_bytes_max: usize as Bytes = 64 << 20;
-        /// Memory for where in the journal each batch lies, in bytes.
-        journal_index_bytes_max: usize as Bytes = 64 << 20;
         /// Memory for blocks read of volumes, in bytes.
         block_cache_bytes_max: usize as Bytes = 32 << 20;
         /// Memory that open volumes may take, in bytes.
         open_volumes_bytes_max: usize as Bytes = 256 << 20;
         /// Bytes of the disk that are left free: with less, publishes are refused.
-        reserve_bytes: u64 as Bytes = 64 << 20;
-        /// Bytes of a file that is given up when the disk is full, so that volumes can be opened.
-        ballast_bytes: u64 as Bytes = 16 << 20;
+        disk_reserve_bytes: u64 as Bytes = 256 << 20;
+        /// Memory for everything with durability `memory`, in bytes.
+        memory_bytes_max: u64 as Bytes = 1 << 30;
         /// How blocks of volumes are compressed.
         compression: Compression as Choice<Compressions> = Compression::Lz4;
-        /// A volume of which less than so much is still wanted is rewritten, in percent.
-        rewrite_live_percent_min: usize as Count = 50;
+        /// A volume of which no more than so much is still retained is rewritten, in percent.
+        rewrite_below_percent: u8 as Count = 33;
+        /// The newest seqs that are remembered of a publisher in a room.
+        publisher_seqs: usize as Count = 1_024;
+        /// The publishers that are remembered in a room.
+        publishers_per_room: usize as Count = 10_000;
+        /// How long a publisher is remembered in a room.
+        publisher_age_max: Duration as Span = Duration::from_secs(24 * 60 * 60);
         /// Threads that read the store for subscribers and pages.
-        reader_threads: usize as Count = 2;
+        read_threads: usize as Count = 2;
     }
 }
 

@@ -69,9 +69,9 @@ fn the_retention_example_of_the_shipped_file_is_valid() {
 
 #[test]
 fn a_later_source_overrides_an_earlier_one() {
-    let file = "[storage]\ndurability = \"os\"\nreader_threads = 3\nstretch_age_max = \"2 h\"";
+    let file = "[storage]\ndurability = \"os\"\nread_threads = 3\nstretch_age_max = \"2 h\"";
     let environment = variables(&[
-        ("ROOMLOG__STORAGE__READER_THREADS", "4"),
+        ("ROOMLOG__STORAGE__READ_THREADS", "4"),
         ("ROOMLOG__STORAGE__STRETCH_AGE_MAX", "3 h"),
         ("ROOMLOG_TEST_SEED", "not ours to judge"),
     ]);
@@ -79,7 +79,7 @@ fn a_later_source_overrides_an_earlier_one() {
     let config = Config::parse(Some(("broker.toml", file)), environment, &flags).expect("all is valid");
     let storage = config.storage;
     assert_eq!(storage.durability, Durability::Os);
-    assert_eq!(storage.reader_threads, 4);
+    assert_eq!(storage.read_threads, 4);
     assert_eq!(storage.stretch_age_max, Duration::from_secs(4 * 3600));
 }
 
