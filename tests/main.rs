@@ -1,1 +1,4 @@
-//! tests
+//! One binary for all integration tests, so that the library is linked once.
+
+mod architecture;
+mod policy;
