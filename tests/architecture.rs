@@ -277,6 +277,8 @@ fn files_are_touched_only_below_the_seams() {
     let violations: Vec<_> = lines()
         .iter()
         .filter(|line| ["std::fs", "tokio::fs", "std::os"].iter().any(|module| line.text.contains(module)))
+        // What the kernel tells about itself is in files, but in no file system.
+        .filter(|line| !line.text.contains("\"/proc/"))
         .filter(|line| !FILE_SYSTEM.iter().any(|place| line.is_in(place)))
         .map(|line| line.says("no file system here"))
         .collect();

@@ -110,6 +110,18 @@ fn compare(left: &str, right: &str) -> Ordering {
     parts(left).cmp(&parts(right))
 }
 
+/// Whether a version is in a range such as `>=0.9.0, <0.9.3`; an empty one holds all.
+fn within(version: &str, range: &str) -> bool {
+    range.split(',').map(str::trim).filter(|bound| !bound.is_empty()).all(|bound| {
+        if let Some(least) = bound.strip_prefix(">=") {
+            compare(version, least) != Ordering::Less
+        } else {
+            let above = bound.strip_prefix('<').unwrap_or_else(|| panic!("only < and >= are read here, not {bound:?}"));
+            compare(version, above) == Ordering::Less
+        }
+    })
+}
+
 #[test]
 fn licence_expressions_are_read_as_spdx_means_them() {
     let allowed = ["MIT", "Apache-2.0", "ISC"];
@@ -143,6 +155,15 @@ fn versions_are_compared_as_numbers() {
         ("1.2.1+spec-1.1.0", "1.2.1", Ordering::Equal),
     ] {
         assert_eq!(compare(left, right), expected, "{left} {right}");
+    }
+    for (version, range, expected) in [
+        ("0.9.2", "<0.9.3", true),
+        ("0.9.3", "<0.9.3", false),
+        ("0.8.8", ">=0.9.0, <0.9.3", false),
+        ("0.9.0", ">=0.9.0, <0.9.3", true),
+        ("0.9.0", "", true),
+    ] {
+        assert_eq!(within(version, range), expected, "{version} {range}");
     }
 }
 
@@ -181,18 +202,13 @@ fn nothing_that_deny_toml_bans_is_depended_upon() {
     let mut found = Vec::new();
     for ban in policy["bans"]["deny"].as_array().expect("a list") {
         let (spec, reason) = (ban["crate"].as_str().expect("a crate"), ban["reason"].as_str().expect("a reason"));
-        let (name, below) = match spec.split_once(":<") {
-            Some((name, below)) => (name, Some(below)),
-            None => (spec, None),
-        };
+        let (name, range) = spec.split_once(':').unwrap_or((spec, ""));
         assert!(
             name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_".contains(&byte)),
             "cannot be read: {spec}"
         );
-        for package in packages.iter().filter(|package| package.name == name) {
-            if below.is_none_or(|below| compare(&package.version, below) == Ordering::Less) {
-                found.push(format!("{name} {}: {reason}", package.version));
-            }
+        for package in packages.iter().filter(|package| package.name == name && within(&package.version, range)) {
+            found.push(format!("{name} {}: {reason}", package.version));
         }
     }
     assert!(found.is_empty(), "banned by deny.toml:\n{}", found.join("\n"));
@@ -203,7 +219,7 @@ fn every_least_version_is_of_something_we_depend_upon() {
     let policy = policy();
     let names: BTreeSet<_> = packages().into_iter().map(|package| package.name).collect();
     for ban in policy["bans"]["deny"].as_array().expect("a list") {
-        if let Some((name, _)) = ban["crate"].as_str().and_then(|spec| spec.split_once(":<")) {
+        if let Some((name, _)) = ban["crate"].as_str().and_then(|spec| spec.split_once(':')) {
             assert!(names.contains(name), "{name} has a least version in deny.toml, but nothing depends on it");
         }
     }
