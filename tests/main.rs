@@ -1,4 +1,6 @@
 //! One binary for all integration tests, so that the library is linked once.
 
 mod architecture;
+#[cfg(feature = "server")]
+mod defaults;
 mod policy;

@@ -238,6 +238,19 @@ fn every_exception_to_an_advisory_says_of_what_and_why() {
     }
 }
 
+#[test]
+fn the_rationale_names_every_dependency_of_the_manifest() {
+    let manifest: toml::Table = include_str!("../Cargo.toml").parse().expect("Cargo.toml is TOML");
+    let rationale = include_str!("../docs/rationale.md");
+    let dependencies = rationale.split("## Dependencies").nth(1).expect("the section about dependencies");
+    let words: BTreeSet<_> = dependencies.split(|c: char| !c.is_ascii_alphanumeric() && !"-_".contains(c)).collect();
+    for section in ["dependencies", "dev-dependencies"] {
+        for name in manifest[section].as_table().expect("a table").keys() {
+            assert!(words.contains(name.as_str()), "docs/rationale.md does not say why {name} is depended upon");
+        }
+    }
+}
+
 /// Not a failure: most of them come with the few libraries that are behind the others.
 #[test]
 fn packages_in_several_versions_are_reported() {
