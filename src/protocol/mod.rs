@@ -31,4 +31,4 @@ pub use request::{
     Summary, Unsupported, Want,
 };
 pub use wire::{FrameError, Frames, WireError, frame_into, split_frame};
-pub(crate) use wire::{decode, decode_head, encode_into, encoded_len};
+pub(crate) use wire::{decode, decode_head, encode_into};

@@ -1,0 +1,56 @@
+//! Which part of a block a reader is meant to have, and in which bytes.
+
+use bytes::Bytes;
+
+use crate::protocol::{Batch, BatchBuilder, WireError};
+use crate::storage::{Block, Source};
+use crate::types::Offset;
+
+/// Records on their way to a reader: a batch body, and which of its records are meant.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Part {
+    /// Records of the body before this offset are not meant.
+    pub from: Offset,
+    /// Records of the body behind this offset are not meant.
+    pub to: Offset,
+    /// The offset of the record before the first meant one.
+    pub prev: Offset,
+    /// A batch body, shared with everybody who gets the same records.
+    pub body: Bytes,
+    /// Where the body came from.
+    pub source: Source,
+}
+
+/// The part of a block behind `after` and above `floor`, up to `to`; `None` if nothing of it is meant.
+///
+/// The body is the block's own unless less than half of its records are meant, or one of them is below the floor:
+/// then it is encoded anew.
+pub(crate) fn cut(block: &Block, after: Offset, to: Offset, floor: Offset) -> Result<Option<Part>, WireError> {
+    let whole_front = block.prev >= after && block.first > floor;
+    if whole_front && to >= block.last {
+        let Block { first, last, prev, ref body, source, .. } = *block;
+        return Ok(Some(Part { from: first, to: last, prev, body: body.clone(), source }));
+    }
+    let after = after.max(floor);
+    let batch = Batch::parse(&block.body)?;
+    let (mut meant, mut from, mut last, mut prev) = (0_u32, None, Offset::ZERO, block.prev);
+    for record in batch.records(block.prev) {
+        let record = record?;
+        if record.offset <= after {
+            prev = record.offset;
+        } else if record.offset <= to {
+            from.get_or_insert(record.offset);
+            last = record.offset;
+            meant += 1;
+        }
+    }
+    let Some(from) = from else { return Ok(None) };
+    let body = if block.first > floor && meant >= batch.header.count.div_ceil(2) {
+        block.body.clone()
+    } else {
+        let mut builder = BatchBuilder::new();
+        builder.push_part(&batch, from, last)?;
+        builder.finish().1
+    };
+    Ok(Some(Part { from, to: last, prev, body, source: block.source }))
+}

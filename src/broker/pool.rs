@@ -1,0 +1,226 @@
+//! The fixed pool of threads that read from the store: one block per turn, in turns over sessions, and history
+//! requests below live readers.
+//!
+//! A session with a thousand lagging rooms gets the same share as a session with one.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
+use std::thread::JoinHandle;
+
+use parking_lot::{Condvar, Mutex};
+
+/// Whose turn it is.
+pub(crate) type SessionKey = u64;
+
+/// How urgent a job is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Class {
+    /// A reader that follows a room.
+    Live,
+    /// A page that somebody asked for.
+    History,
+}
+
+/// What a job wants after a turn.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Turn {
+    /// Another one.
+    Again,
+    /// Nothing.
+    Done,
+}
+
+/// A job: each call reads one block at most.
+pub(crate) type Job = Box<dyn FnMut() -> Turn + Send>;
+
+/// After this many turns of live readers a history request gets one, if there is any.
+const LIVE_TURNS_PER_HISTORY_TURN: u32 = 8;
+
+#[derive(Default)]
+struct Turns {
+    order: VecDeque<SessionKey>,
+    jobs: HashMap<SessionKey, VecDeque<Job>>,
+}
+
+impl Turns {
+    fn push(&mut self, session: SessionKey, job: Job) {
+        let jobs = self.jobs.entry(session).or_default();
+        if jobs.is_empty() {
+            self.order.push_back(session);
+        }
+        jobs.push_back(job);
+    }
+
+    fn pop(&mut self) -> Option<(SessionKey, Job)> {
+        let session = self.order.pop_front()?;
+        let jobs = self.jobs.get_mut(&session).expect("a session in the order has jobs");
+        let job = jobs.pop_front().expect("a session in the order has jobs");
+        if jobs.is_empty() {
+            self.jobs.remove(&session);
+        } else {
+            self.order.push_back(session);
+        }
+        Some((session, job))
+    }
+}
+
+#[derive(Default)]
+struct Queue {
+    live: Turns,
+    history: Turns,
+    live_turns: u32,
+    closed: bool,
+}
+
+impl Queue {
+    fn pop(&mut self) -> Option<(Class, SessionKey, Job)> {
+        if self.live_turns < LIVE_TURNS_PER_HISTORY_TURN
+            && let Some((session, job)) = self.live.pop()
+        {
+            self.live_turns += 1;
+            return Some((Class::Live, session, job));
+        }
+        self.live_turns = 0;
+        if let Some((session, job)) = self.history.pop() {
+            return Some((Class::History, session, job));
+        }
+        self.live.pop().map(|(session, job)| (Class::Live, session, job))
+    }
+
+    fn push(&mut self, class: Class, session: SessionKey, job: Job) {
+        match class {
+            Class::Live => self.live.push(session, job),
+            Class::History => self.history.push(session, job),
+        }
+    }
+}
+
+#[derive(Default)]
+struct Shared {
+    queue: Mutex<Queue>,
+    work: Condvar,
+}
+
+/// The threads. Dropped, they finish the turn they are in and end; jobs that wait are dropped.
+pub(crate) struct Pool {
+    shared: Arc<Shared>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+impl Pool {
+    /// Starts the threads.
+    pub(crate) fn start(threads: usize) -> std::io::Result<Self> {
+        let shared = Arc::<Shared>::default();
+        let threads = (0..threads.max(1))
+            .map(|number| {
+                let shared = Arc::clone(&shared);
+                std::thread::Builder::new().name(format!("roomlog-read-{number}")).spawn(move || run(&shared))
+            })
+            .collect::<Result<_, _>>()?;
+        Ok(Self { shared, threads })
+    }
+
+    /// Adds a job behind the others of its session.
+    pub(crate) fn submit(&self, class: Class, session: SessionKey, job: Job) {
+        self.shared.queue.lock().push(class, session, job);
+        self.shared.work.notify_one();
+    }
+}
+
+fn run(shared: &Shared) {
+    let mut queue = shared.queue.lock();
+    loop {
+        if queue.closed {
+            return;
+        }
+        let Some((class, session, mut job)) = queue.pop() else {
+            shared.work.wait(&mut queue);
+            continue;
+        };
+        drop(queue);
+        let turn = job();
+        queue = shared.queue.lock();
+        if turn == Turn::Again {
+            queue.push(class, session, job);
+        }
+    }
+}
+
+impl Drop for Pool {
+    fn drop(&mut self) {
+        let jobs = {
+            let mut queue = self.shared.queue.lock();
+            queue.closed = true;
+            (std::mem::take(&mut queue.live), std::mem::take(&mut queue.history))
+        };
+        self.shared.work.notify_all();
+        drop(jobs);
+        for thread in self.threads.drain(..) {
+            // The last handle of a broker may be dropped by one of these threads itself.
+            if thread.thread().id() != std::thread::current().id() {
+                let _ = thread.join();
+            }
+        }
+    }
+}
+
+impl std::fmt::Debug for Pool {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Pool").field("threads", &self.threads.len()).finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc;
+
+    use super::*;
+
+    fn note(order: &mpsc::Sender<(SessionKey, u32)>, session: SessionKey, mut turns: u32) -> Job {
+        let order = order.clone();
+        Box::new(move || {
+            let _ = order.send((session, turns));
+            turns -= 1;
+            if turns == 0 { Turn::Done } else { Turn::Again }
+        })
+    }
+
+    #[test]
+    fn sessions_take_turns_however_many_jobs_each_has() {
+        let (order, seen) = mpsc::channel();
+        let mut queue = Queue::default();
+        for _ in 0..3 {
+            queue.push(Class::Live, 1, note(&order, 1, 1));
+        }
+        queue.push(Class::Live, 2, note(&order, 2, 1));
+        while let Some((_, _, mut job)) = queue.pop() {
+            job();
+        }
+        drop((order, queue));
+        assert_eq!(seen.iter().map(|(session, _)| session).collect::<Vec<_>>(), [1, 2, 1, 1]);
+    }
+
+    #[test]
+    fn history_waits_for_live_readers_but_is_not_starved() {
+        let (order, seen) = mpsc::channel();
+        let mut queue = Queue::default();
+        queue.push(Class::History, 9, note(&order, 9, 1));
+        for session in 0..20 {
+            queue.push(Class::Live, session + 100, note(&order, session + 100, 1));
+        }
+        while let Some((_, _, mut job)) = queue.pop() {
+            job();
+        }
+        drop((order, queue));
+        assert_eq!(seen.iter().position(|(session, _)| session == 9), Some(LIVE_TURNS_PER_HISTORY_TURN as usize));
+    }
+
+    #[test]
+    fn a_job_gets_as_many_turns_as_it_asks_for() {
+        let pool = Pool::start(2).expect("threads can be started");
+        let (order, seen) = mpsc::channel();
+        pool.submit(Class::Live, 1, note(&order, 1, 3));
+        drop(order);
+        assert_eq!(seen.iter().map(|(_, turn)| turn).collect::<Vec<_>>(), [3, 2, 1]);
+    }
+}

@@ -1,0 +1,678 @@
+//! The subscriptions of one session: cursors on logs, and a queue of those that have something to read.
+//!
+//! Nothing here holds records for a reader beyond the one block that was last read from the store for it. A
+//! commit wakes readers; a reader pulls from the log when its session has room for output. A room stands in the
+//! queue at most once, so a wake costs as much as there are ready rooms, however many are joined.
+
+use std::collections::VecDeque;
+use std::fmt;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock, Weak};
+
+use parking_lot::{Mutex, MutexGuard};
+
+use super::Inner as BrokerInner;
+use super::cut::{Part, cut};
+use super::pool::{Class, SessionKey, Turn};
+use crate::protocol::Batch;
+use crate::protocol::JoinId;
+use crate::storage::{Block, Engine, EngineError, Facts, Follow, FollowId, Read, ReadAt, Refused, Room, Tail, Targets};
+use crate::types::{Code, Epoch, GapReason, Offset, RoomName, Start};
+
+/// Blocks that one session may have read ahead of its socket, all its rooms together.
+const FETCHES_MAX: usize = 4;
+
+/// How a session is told that one of its rooms has something to read.
+pub trait Wake: Send + Sync {
+    /// Something can be pulled. Called on the committer's thread too: must be quick and must not block.
+    fn wake(&self, targets: Targets);
+}
+
+/// What a reader begins with.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct JoinFacts {
+    /// The incarnation that all offsets belong to.
+    pub epoch: Epoch,
+    /// The oldest retained offset; [`Offset::ZERO`] if no record is retained.
+    pub first: Offset,
+    /// The newest offset.
+    pub head: Offset,
+    /// What will be delivered comes after this offset.
+    pub start: Offset,
+}
+
+/// The answer to a join.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Joining {
+    /// The room is joined.
+    Joined(JoinFacts),
+    /// The position cannot be gone on from: [`Code::VoidEpoch`] or [`Code::BeyondHead`].
+    Void(Code, JoinFacts),
+    /// The start has to be looked up in the store; [`Output::Joined`] will follow.
+    Pending,
+}
+
+/// What comes out of a room for a reader, in the order of the room.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Output {
+    /// The start has been found; `tag` is that of the join.
+    Joined {
+        /// Whose.
+        join: JoinId,
+        /// The join's.
+        tag: u32,
+        /// What the reader begins with.
+        facts: JoinFacts,
+    },
+    /// Records.
+    Records(JoinId, Part),
+    /// The reader has reached the head for the first time, at this offset.
+    Live(JoinId, Offset),
+    /// The records behind `from` and up to `to` are not there any more.
+    Gap {
+        /// Whose.
+        join: JoinId,
+        /// Nothing behind this offset …
+        from: Offset,
+        /// … and up to this one will be delivered.
+        to: Offset,
+        /// Why.
+        reason: GapReason,
+    },
+    /// The recent part has left memory; the reader is served from the store.
+    Lagging(JoinId, Offset),
+    /// The reader is served from memory again.
+    CaughtUp(JoinId, Offset),
+    /// The join has ended, or has not come about (`tag` is that of the join then).
+    Left {
+        /// Whose.
+        join: JoinId,
+        /// The join's, if it is not answered yet.
+        tag: Option<u32>,
+        /// Why.
+        why: Refused,
+    },
+}
+
+/// Whether there may be more to pull at once.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Pulled {
+    /// No room is ready; a wake will tell.
+    All,
+    /// The bound was reached.
+    More,
+}
+
+/// The subscriptions of one session.
+pub struct Readers {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    broker: Arc<BrokerInner>,
+    session: SessionKey,
+    wake: Arc<dyn Wake>,
+    ready: Mutex<VecDeque<Arc<Reader>>>,
+    /// Readers that need the store while the session has read ahead as far as it may.
+    waiting: Mutex<VecDeque<Arc<Reader>>>,
+    fetches: AtomicUsize,
+    /// In the order of join ids.
+    joins: Mutex<Vec<Arc<Reader>>>,
+}
+
+/// One subscription: a place in a room's log.
+struct Reader {
+    join: JoinId,
+    room: Arc<Room>,
+    owner: Weak<Shared>,
+    this: Weak<Self>,
+    /// Whether it stands in the ready queue.
+    queued: AtomicBool,
+    follow: OnceLock<FollowId>,
+    state: Mutex<State>,
+}
+
+struct State {
+    position: Offset,
+    credit: Option<i64>,
+    stage: Stage,
+    paused: bool,
+    live: bool,
+    lagging: bool,
+    fetch: Fetch,
+}
+
+enum Stage {
+    /// The start is being looked up.
+    Resolving,
+    /// It has been found; the join's answer is due.
+    Resolved {
+        tag: u32,
+        facts: JoinFacts,
+    },
+    /// It could not be found; the join's answer is due.
+    Refused {
+        tag: Option<u32>,
+        why: Refused,
+    },
+    Reading,
+    Ended,
+}
+
+enum Fetch {
+    None,
+    Asked,
+    Done(Result<Read, EngineError>),
+}
+
+enum Took {
+    More,
+    Nothing,
+    /// The store is needed, and the session has read ahead as far as it may.
+    Wait,
+}
+
+impl Readers {
+    pub(crate) fn new(broker: Arc<BrokerInner>, session: SessionKey, wake: Arc<dyn Wake>) -> Self {
+        let shared = Shared {
+            broker,
+            session,
+            wake,
+            ready: Mutex::default(),
+            waiting: Mutex::default(),
+            fetches: AtomicUsize::new(0),
+            joins: Mutex::default(),
+        };
+        Self { shared: Arc::new(shared) }
+    }
+
+    /// Begins to read a room. `credit` bounds the bytes of batch bodies until more is granted.
+    ///
+    /// # Errors
+    /// `already_joined`, `too_many_rooms`, or the storage's trouble.
+    pub fn join(
+        &self,
+        join: JoinId,
+        tag: u32,
+        room: &RoomName,
+        start: Start,
+        credit: Option<u64>,
+    ) -> Result<Joining, Refused> {
+        let shared = &self.shared;
+        let rooms_max = shared.broker.limits.rooms_per_session_max;
+        let mut joins = shared.joins.lock();
+        let at = match joins.binary_search_by_key(&join, |reader| reader.join) {
+            Ok(_) => return Err(Refused::new(Code::AlreadyJoined, format!("join id {} is in use", join.0))),
+            Err(at) => at,
+        };
+        if joins.len() >= rooms_max {
+            return Err(Refused::new(Code::TooManyRooms, format!("{rooms_max} rooms are joined already")));
+        }
+        let room = shared.broker.room(room)?;
+        let facts = room.facts();
+        let epoch = shared.broker.engine.epoch();
+        let begin = |start| JoinFacts { epoch, first: facts.first, head: facts.head, start };
+        let position = match start {
+            Start::New | Start::Last(0) => Some(facts.head),
+            Start::Earliest => Some(facts.floor),
+            Start::Last(count) if count >= facts.records => Some(facts.floor),
+            Start::Last(_) | Start::Since(_) => None,
+            Start::After(position) if position.epoch != epoch => {
+                return Ok(Joining::Void(Code::VoidEpoch, begin(Offset::ZERO)));
+            }
+            Start::After(position) if position.offset > facts.head => {
+                return Ok(Joining::Void(Code::BeyondHead, begin(Offset::ZERO)));
+            }
+            Start::After(position) => Some(position.offset),
+        };
+        let reader = Arc::new_cyclic(|this| Reader {
+            join,
+            room,
+            this: this.clone(),
+            owner: Arc::downgrade(shared),
+            queued: AtomicBool::new(false),
+            follow: OnceLock::new(),
+            state: Mutex::new(State {
+                position: position.unwrap_or_default(),
+                credit: credit.map(|bytes| i64::try_from(bytes).unwrap_or(i64::MAX)),
+                stage: if position.is_some() { Stage::Reading } else { Stage::Resolving },
+                paused: false,
+                live: false,
+                lagging: false,
+                fetch: Fetch::None,
+            }),
+        });
+        joins.insert(at, Arc::clone(&reader));
+        drop(joins);
+        shared.broker.metrics_joined(1);
+        let _ = reader.follow.set(reader.room.follow(Arc::clone(&reader) as Arc<dyn Follow>));
+        let Some(start) = position else {
+            reader.resolve(shared, tag, start);
+            return Ok(Joining::Pending);
+        };
+        reader.enqueue(shared);
+        Ok(Joining::Joined(begin(start)))
+    }
+
+    /// Grants a joined room more bytes.
+    ///
+    /// # Errors
+    /// `unknown_join`.
+    pub fn credit(&self, join: JoinId, bytes: u64) -> Result<(), Refused> {
+        let reader = self.find(join)?;
+        if let Some(credit) = &mut reader.state.lock().credit {
+            *credit = credit.saturating_add(i64::try_from(bytes).unwrap_or(i64::MAX));
+        }
+        reader.enqueue(&self.shared);
+        Ok(())
+    }
+
+    /// Stops pulling a room until [`Readers::resume`]: its output has nowhere to go.
+    pub fn pause(&self, join: JoinId) {
+        if let Ok(reader) = self.find(join) {
+            reader.state.lock().paused = true;
+        }
+    }
+
+    /// Ends a [`Readers::pause`].
+    pub fn resume(&self, join: JoinId) {
+        if let Ok(reader) = self.find(join) {
+            reader.state.lock().paused = false;
+            reader.enqueue(&self.shared);
+        }
+    }
+
+    /// Ends a join; nothing of it comes out afterwards.
+    ///
+    /// # Errors
+    /// `unknown_join`.
+    pub fn leave(&self, join: JoinId) -> Result<(), Refused> {
+        let mut joins = self.shared.joins.lock();
+        let at = joins.binary_search_by_key(&join, |reader| reader.join).map_err(|_| unknown(join))?;
+        let reader = joins.remove(at);
+        drop(joins);
+        reader.end(&self.shared);
+        Ok(())
+    }
+
+    /// How many rooms are joined.
+    #[must_use]
+    pub fn joined(&self) -> usize {
+        self.shared.joins.lock().len()
+    }
+
+    /// Takes what ready rooms have, in turns of at most `turn_bytes` each, until about `bytes_max` bytes of batch
+    /// bodies have come out (by one body more at most) or no room is ready. Never blocks.
+    pub fn pull(&self, bytes_max: usize, turn_bytes: usize, mut out: impl FnMut(Output)) -> Pulled {
+        let shared = &self.shared;
+        let mut bytes = 0;
+        while bytes < bytes_max {
+            let Some(reader) = shared.ready.lock().pop_front() else { return Pulled::All };
+            // Cleared before the log is looked at, so that a commit from here on queues the reader again.
+            reader.queued.store(false, Ordering::SeqCst);
+            match reader.take(shared, turn_bytes.min(bytes_max - bytes), &mut bytes, &mut out) {
+                Took::More => reader.enqueue_quietly(shared),
+                Took::Nothing => {}
+                Took::Wait => shared.waiting.lock().push_back(reader),
+            }
+        }
+        if shared.ready.lock().is_empty() { Pulled::All } else { Pulled::More }
+    }
+
+    fn find(&self, join: JoinId) -> Result<Arc<Reader>, Refused> {
+        let joins = self.shared.joins.lock();
+        let at = joins.binary_search_by_key(&join, |reader| reader.join).map_err(|_| unknown(join))?;
+        Ok(Arc::clone(&joins[at]))
+    }
+}
+
+fn unknown(join: JoinId) -> Refused {
+    Refused::new(Code::UnknownJoin, format!("join id {} is not in use", join.0))
+}
+
+impl Drop for Readers {
+    fn drop(&mut self) {
+        let joins = std::mem::take(&mut *self.shared.joins.lock());
+        for reader in joins {
+            reader.end(&self.shared);
+        }
+        self.shared.ready.lock().clear();
+        self.shared.waiting.lock().clear();
+    }
+}
+
+impl fmt::Debug for Readers {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Readers").field("session", &self.shared.session).field("joined", &self.joined()).finish()
+    }
+}
+
+impl Shared {
+    /// One block that was read ahead has been used: let a waiting reader ask for its own.
+    fn fetch_used(&self) {
+        self.fetches.fetch_sub(1, Ordering::SeqCst);
+        let waiting = self.waiting.lock().pop_front();
+        if let Some(reader) = waiting {
+            reader.enqueue(self);
+        }
+    }
+}
+
+impl Follow for Reader {
+    fn advanced(&self, targets: Targets) {
+        if let (Some(owner), Some(this)) = (self.owner.upgrade(), self.this.upgrade()) {
+            this.enqueue_for(&owner, targets);
+        }
+    }
+}
+
+impl Reader {
+    /// Queues the reader if it is not queued, and wakes its session.
+    fn enqueue(self: &Arc<Self>, shared: &Shared) {
+        self.enqueue_for(shared, Targets::Many);
+    }
+
+    fn enqueue_for(self: &Arc<Self>, shared: &Shared, targets: Targets) {
+        if !self.queued.swap(true, Ordering::SeqCst) {
+            shared.ready.lock().push_back(Arc::clone(self));
+            shared.wake.wake(targets);
+        }
+    }
+
+    /// Queues the reader if it is not queued; for who is pulling anyway.
+    fn enqueue_quietly(self: Arc<Self>, shared: &Shared) {
+        if !self.queued.swap(true, Ordering::SeqCst) {
+            shared.ready.lock().push_back(self);
+        }
+    }
+
+    /// One turn: what the room has, as far as `turn_bytes` goes.
+    fn take(
+        self: &Arc<Self>,
+        shared: &Arc<Shared>,
+        turn_bytes: usize,
+        bytes: &mut usize,
+        out: &mut impl FnMut(Output),
+    ) -> Took {
+        let join = self.join;
+        let mut state = self.state.lock();
+        match state.stage {
+            Stage::Resolving | Stage::Ended => return Took::Nothing,
+            Stage::Resolved { tag, facts } => {
+                state.stage = Stage::Reading;
+                state.position = facts.start;
+                out(Output::Joined { join, tag, facts });
+            }
+            Stage::Refused { .. } => {
+                let Stage::Refused { tag, why } = std::mem::replace(&mut state.stage, Stage::Ended) else {
+                    unreachable!("it was matched just now")
+                };
+                drop(state);
+                out(Output::Left { join, tag, why });
+                self.owner_forgets(shared);
+                return Took::Nothing;
+            }
+            Stage::Reading => {}
+        }
+        if state.paused || state.credit.is_some_and(|credit| credit <= 0) {
+            return Took::Nothing;
+        }
+        match std::mem::replace(&mut state.fetch, Fetch::None) {
+            Fetch::None => {}
+            Fetch::Asked => {
+                state.fetch = Fetch::Asked;
+                return Took::Nothing;
+            }
+            Fetch::Done(read) => {
+                shared.fetch_used();
+                return self.deliver(shared, state, read, bytes, out);
+            }
+        }
+        let (mut taken, position) = (0, state.position);
+        let mut cut_front = None;
+        let tail = self.room.tail(position, turn_bytes, |block| {
+            if cut_front.is_some() {
+                return;
+            }
+            if block.prev < position {
+                // The reader begins within this batch; only the first batch of a read can be so.
+                cut_front = Some(block.clone());
+                return;
+            }
+            taken += block.body.len();
+            let &Block { first, last, prev, source, .. } = block;
+            out(Output::Records(join, Part { from: first, to: last, prev, body: block.body.clone(), source }));
+        });
+        if let Some(block) = cut_front {
+            // What follows it in the tail comes in the next turn, behind it.
+            return self.deliver(shared, state, Ok(Read::Block(block)), bytes, out);
+        }
+        *bytes += taken;
+        match tail {
+            Tail::Batches { last, head } => {
+                state.position = last;
+                state.spend(taken);
+                if std::mem::take(&mut state.lagging) {
+                    shared.broker.metrics_lagging(-1);
+                    out(Output::CaughtUp(join, last));
+                }
+                if head {
+                    state.arrive(join, out)
+                } else {
+                    return Took::More;
+                }
+                Took::Nothing
+            }
+            Tail::Head => {
+                if std::mem::take(&mut state.lagging) {
+                    shared.broker.metrics_lagging(-1);
+                    out(Output::CaughtUp(join, position));
+                }
+                state.arrive(join, out);
+                Took::Nothing
+            }
+            Tail::Below(floor) => {
+                state.position = floor;
+                shared.broker.metrics_gap();
+                out(Output::Gap { join, from: position, to: floor, reason: GapReason::Retention });
+                Took::More
+            }
+            Tail::Behind => {
+                if shared.fetches.fetch_add(1, Ordering::SeqCst) >= FETCHES_MAX {
+                    shared.fetches.fetch_sub(1, Ordering::SeqCst);
+                    return Took::Wait;
+                }
+                if state.live && !std::mem::replace(&mut state.lagging, true) {
+                    shared.broker.metrics_lagging(1);
+                    out(Output::Lagging(join, position));
+                }
+                state.fetch = Fetch::Asked;
+                drop(state);
+                self.fetch(shared, position);
+                Took::Nothing
+            }
+        }
+    }
+
+    /// Gives out a block that is not known to begin right behind the reader's place.
+    fn deliver(
+        self: &Arc<Self>,
+        shared: &Arc<Shared>,
+        mut state: MutexGuard<'_, State>,
+        read: Result<Read, EngineError>,
+        bytes: &mut usize,
+        out: &mut impl FnMut(Output),
+    ) -> Took {
+        let join = self.join;
+        let floor = self.room.facts().floor;
+        if state.position < floor {
+            // Retention has overtaken the read.
+            return Took::More;
+        }
+        let part = match read {
+            Ok(Read::Block(block)) => cut(&block, state.position, Offset::MAX, floor)
+                .map_err(|error| format!("room {:?} behind offset {}: {error}", self.room.name(), state.position))
+                .map(|part| (part, block.last)),
+            // The records went away between the look at the tail and the read: look again.
+            Ok(Read::Nothing) => return Took::More,
+            Err(error) => Err(error.to_string()),
+        };
+        match part {
+            Ok((part, last)) => {
+                if let Some(part) = part {
+                    *bytes += part.body.len();
+                    state.spend(part.body.len());
+                    out(Output::Records(join, part));
+                }
+                state.position = state.position.max(last);
+                Took::More
+            }
+            Err(message) => {
+                tracing::error!(room = %self.room.name(), "a reader is ended: {message}");
+                state.stage = Stage::Ended;
+                drop(state);
+                out(Output::Left { join, tag: None, why: Refused::new(Code::StorageFailed, message) });
+                self.owner_forgets(shared);
+                Took::Nothing
+            }
+        }
+    }
+
+    /// Asks the pool for the block behind a place.
+    fn fetch(self: &Arc<Self>, shared: &Arc<Shared>, position: Offset) {
+        let (reader, engine) = (Arc::clone(self), Arc::clone(&shared.broker.engine));
+        let job = Box::new(move || {
+            let read = engine.read(&reader.room, ReadAt::After(position));
+            let owner = reader.owner.upgrade();
+            let mut state = reader.state.lock();
+            // A reader that has ended meanwhile no longer waits for it.
+            if let (Some(owner), Fetch::Asked) = (owner, &state.fetch) {
+                state.fetch = Fetch::Done(read);
+                drop(state);
+                reader.enqueue(&owner);
+            }
+            Turn::Done
+        });
+        shared.broker.pool.submit(Class::Live, shared.session, job);
+    }
+
+    /// Looks up the start of a join in the store.
+    fn resolve(self: &Arc<Self>, shared: &Arc<Shared>, tag: u32, start: Start) {
+        let (reader, engine) = (Arc::clone(self), Arc::clone(&shared.broker.engine));
+        let mut lookup = Lookup::new(start);
+        let job = Box::new(move || {
+            let Some(owner) = reader.owner.upgrade() else { return Turn::Done };
+            let stage = match lookup.step(&*engine, &reader.room) {
+                Ok(None) => return Turn::Again,
+                Ok(Some(start)) => {
+                    let Facts { first, head, floor, .. } = reader.room.facts();
+                    let facts = JoinFacts { epoch: engine.epoch(), first, head, start: start.max(floor) };
+                    Stage::Resolved { tag, facts }
+                }
+                Err(error) => {
+                    Stage::Refused { tag: Some(tag), why: Refused::new(Code::StorageFailed, error.to_string()) }
+                }
+            };
+            let mut state = reader.state.lock();
+            if matches!(state.stage, Stage::Resolving) {
+                state.stage = stage;
+                drop(state);
+                reader.enqueue(&owner);
+            }
+            Turn::Done
+        });
+        shared.broker.pool.submit(Class::Live, shared.session, job);
+    }
+
+    fn owner_forgets(self: &Arc<Self>, shared: &Shared) {
+        shared.joins.lock().retain(|reader| !Arc::ptr_eq(reader, self));
+        self.end(shared);
+    }
+
+    /// Cuts the ties; called once the session no longer knows the reader.
+    fn end(&self, shared: &Shared) {
+        if let Some(follow) = self.follow.get() {
+            self.room.unfollow(*follow);
+        }
+        let mut state = self.state.lock();
+        state.stage = Stage::Ended;
+        if std::mem::take(&mut state.lagging) {
+            shared.broker.metrics_lagging(-1);
+        }
+        let used = matches!(std::mem::replace(&mut state.fetch, Fetch::None), Fetch::Asked | Fetch::Done(_));
+        drop(state);
+        if used {
+            shared.fetch_used();
+        }
+        shared.broker.metrics_joined(-1);
+    }
+}
+
+impl State {
+    fn spend(&mut self, bytes: usize) {
+        if let Some(credit) = &mut self.credit {
+            *credit -= i64::try_from(bytes).unwrap_or(i64::MAX);
+        }
+    }
+
+    fn arrive(&mut self, join: JoinId, out: &mut impl FnMut(Output)) {
+        if !std::mem::replace(&mut self.live, true) {
+            out(Output::Live(join, self.position));
+        }
+    }
+}
+
+/// Finds where a start lies, one block per step.
+struct Lookup {
+    start: Start,
+    /// How many records lie behind `before`.
+    seen: u64,
+    before: Offset,
+}
+
+impl Lookup {
+    fn new(start: Start) -> Self {
+        Self { start, seen: 0, before: Offset::MAX }
+    }
+
+    /// The place that the start means, once it is found.
+    fn step(&mut self, engine: &dyn Engine, room: &Room) -> Result<Option<Offset>, EngineError> {
+        let damaged = |error| EngineError::Damaged(format!("room {:?}: {error}", room.name()));
+        match self.start {
+            Start::Last(count) => {
+                let Read::Block(block) = engine.read(room, ReadAt::Before(self.before))? else {
+                    return Ok(Some(room.facts().floor));
+                };
+                let batch = Batch::parse(&block.body).map_err(damaged)?;
+                let mut offsets = Vec::with_capacity(batch.header.count as usize);
+                for record in batch.records(block.prev) {
+                    let record = record.map_err(damaged)?;
+                    if record.offset < self.before {
+                        offsets.push(record.prev);
+                    }
+                }
+                let wanted = count - self.seen;
+                if let Some(at) = (offsets.len() as u64).checked_sub(wanted) {
+                    return Ok(Some(offsets[usize::try_from(at).expect("an index")]));
+                }
+                self.seen += offsets.len() as u64;
+                self.before = block.first;
+                Ok(None)
+            }
+            Start::Since(time) => {
+                let Read::Block(block) = engine.read(room, ReadAt::Since(time))? else {
+                    return Ok(Some(room.facts().head));
+                };
+                let batch = Batch::parse(&block.body).map_err(damaged)?;
+                for record in batch.records(block.prev) {
+                    let record = record.map_err(damaged)?;
+                    if record.time >= time {
+                        return Ok(Some(record.prev));
+                    }
+                }
+                Ok(Some(block.last))
+            }
+            Start::New | Start::Earliest | Start::After(_) => unreachable!("these starts need no lookup"),
+        }
+    }
+}

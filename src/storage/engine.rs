@@ -1,0 +1,238 @@
+//! The seam between the broker core and whatever keeps the log.
+//!
+//! The embedded engine is a journal and sled volumes ([`super::embedded`]). Another engine could be a cluster
+//! of logs elsewhere: so nothing here leans on dense offsets, appends complete by a call back, and reads that
+//! may have to wait are made from threads that may.
+
+use std::fmt::Debug;
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use super::Source;
+use super::room::{Facts, Room, Targets};
+use crate::types::{Code, Epoch, Offset, PublisherId, RoomName, Time};
+
+/// A log of rooms.
+pub trait Engine: Send + Sync + Debug + 'static {
+    /// The incarnation that all offsets belong to.
+    fn epoch(&self) -> Epoch;
+
+    /// A room's part in memory, with its state loaded. A room that has no records yet costs no storage.
+    ///
+    /// # Errors
+    /// When the room's state cannot be read.
+    fn room(&self, name: &RoomName) -> Result<Arc<Room>, EngineError>;
+
+    /// Hands over appends; each is answered through its [`Reply`] when it is as durable as promised, or refused.
+    /// Never blocks. The submission is empty afterwards and keeps its buffers.
+    fn submit(&self, submission: &mut Submission);
+
+    /// How many bytes of appends wait, and how many may; beyond it callers stop submitting.
+    fn queue(&self) -> (usize, usize);
+
+    /// Reads one block from where it lies, memory or disk. May block.
+    ///
+    /// # Errors
+    /// When what is stored cannot be read.
+    fn read(&self, room: &Room, at: ReadAt) -> Result<Read, EngineError>;
+
+    /// Rooms that have or had records, in the order of their names' bytes: those behind `after` that begin with
+    /// `prefix`, `limit` at most.
+    fn list(&self, prefix: &str, after: &str, limit: usize) -> Vec<(RoomName, Facts)>;
+
+    /// What is known of a room that has or had records, without loading it.
+    fn facts(&self, name: &str) -> Option<Facts>;
+
+    /// Whether records can be stored.
+    fn health(&self) -> Health;
+
+    /// Commits what was submitted, and ends. Later submissions are refused. Blocks until all is on disk.
+    fn close(&self);
+}
+
+/// Which block to read.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum ReadAt {
+    /// The first block with a record behind this offset.
+    After(Offset),
+    /// The last block with a record before this offset.
+    Before(Offset),
+    /// The first block with a record of this time or later.
+    Since(Time),
+}
+
+/// What a read found.
+#[derive(Clone, Debug)]
+pub enum Read {
+    /// A block.
+    Block(Block),
+    /// No retained record lies there.
+    Nothing,
+}
+
+/// A batch of a room, and the one fact that the batch itself does not hold.
+#[derive(Clone, Debug)]
+pub struct Block {
+    /// The first record's offset.
+    pub first: Offset,
+    /// The last record's offset.
+    pub last: Offset,
+    /// The offset of the record before the first, in the room.
+    pub prev: Offset,
+    /// The last record's time.
+    pub last_time: Time,
+    /// The batch body.
+    pub body: Bytes,
+    /// Where it came from.
+    pub source: Source,
+}
+
+/// Whether records can be stored.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Health {
+    /// They can.
+    Ok,
+    /// No space is left; heals by itself when there is some again.
+    Full(String),
+    /// A write or a sync failed; only a restart helps.
+    Failed(String),
+    /// The engine has been closed.
+    Closed,
+}
+
+/// Why an engine could not do as asked.
+#[derive(Clone, Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum EngineError {
+    /// What is stored cannot be read, or is not what was written.
+    #[error("{0}")]
+    Damaged(String),
+    /// The file system said no.
+    #[error("{0}")]
+    Io(String),
+    /// The engine has been closed.
+    #[error("the log has been closed")]
+    Closed,
+}
+
+/// One publish on its way into the log.
+#[derive(Debug)]
+pub struct Append {
+    /// The room.
+    pub room: Arc<Room>,
+    /// Who publishes; set by the server.
+    pub user: Arc<str>,
+    /// The outgoing queue.
+    pub publisher: PublisherId,
+    /// The first record's number in it.
+    pub seq: u64,
+    /// Append only if this is the head.
+    pub expect: Option<Offset>,
+    /// How many records, at least 1.
+    pub count: u32,
+    /// What the answer repeats.
+    pub tag: u32,
+    /// Where the records end in the submission's bytes; they begin where the append before ends.
+    pub(crate) bytes_end: usize,
+    /// Where the hashes end in the submission's hashes.
+    pub(crate) hashes_end: usize,
+}
+
+/// Appends of one session, handed over together: one lock per read from a socket, not per record.
+#[derive(Debug)]
+pub struct Submission {
+    pub(crate) appends: Vec<Append>,
+    pub(crate) bytes: Vec<u8>,
+    pub(crate) hashes: Vec<u32>,
+    pub(crate) reply: Arc<dyn Reply>,
+}
+
+impl Submission {
+    /// An empty submission whose appends are answered there.
+    #[must_use]
+    pub fn new(reply: Arc<dyn Reply>) -> Self {
+        Self { appends: Vec::new(), bytes: Vec::new(), hashes: Vec::new(), reply }
+    }
+
+    /// Adds a publish. `area` holds its records, `hash` gives the CRC32 of each (see [`record_hash`]).
+    #[allow(clippy::too_many_arguments)]
+    pub fn push(
+        &mut self,
+        room: Arc<Room>,
+        user: Arc<str>,
+        publisher: PublisherId,
+        seq: u64,
+        expect: Option<Offset>,
+        tag: u32,
+        area: &[u8],
+        hashes: impl IntoIterator<Item = u32>,
+    ) {
+        let before = self.hashes.len();
+        self.hashes.extend(hashes);
+        let count = u32::try_from(self.hashes.len() - before).expect("a publish is bounded in records");
+        self.bytes.extend_from_slice(area);
+        let (bytes_end, hashes_end) = (self.bytes.len(), self.hashes.len());
+        self.appends.push(Append { room, user, publisher, seq, expect, count, tag, bytes_end, hashes_end });
+    }
+
+    /// Whether it holds no append.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.appends.is_empty()
+    }
+
+    /// The records' bytes in it.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        self.bytes.len()
+    }
+}
+
+/// What tells a repeat from a conflict: the CRC32 of an encoded record.
+#[must_use]
+pub fn record_hash(record: &[u8]) -> u32 {
+    crc32fast::hash(record)
+}
+
+/// Takes the answers to appends. Called on the committer's thread: must be quick and must not block.
+pub trait Reply: Send + Sync + Debug {
+    /// The answer to one append, with the bytes of records that are no longer in flight.
+    fn answered(&self, tag: u32, bytes: usize, outcome: Outcome);
+
+    /// All answers of a commit have been given: send them.
+    fn flush(&self, targets: Targets);
+}
+
+/// What became of an append.
+pub type Outcome = Result<Appended, Refused>;
+
+/// The records are in the log, as durable as promised.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Appended {
+    /// The first record's offset.
+    pub first: Offset,
+    /// The last record's offset.
+    pub last: Offset,
+    /// When they were committed.
+    pub time: Time,
+    /// Whether they had been stored before.
+    pub duplicate: bool,
+}
+
+/// The records are not in the log, and why.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Refused {
+    /// The reason.
+    pub code: Code,
+    /// What exactly, for a person.
+    pub message: String,
+}
+
+impl Refused {
+    /// A refusal.
+    #[must_use]
+    pub fn new(code: Code, message: impl Into<String>) -> Self {
+        Self { code, message: message.into() }
+    }
+}

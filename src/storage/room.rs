@@ -1,0 +1,234 @@
+//! A room's part in memory: what is known of it, its tail, who follows it, and where the rest lies in the journal.
+
+use std::collections::VecDeque;
+use std::fmt;
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+
+use super::commit::Floor;
+use super::engine::Block;
+use crate::types::{Offset, RoomName, Time};
+
+/// What is known of a room without reading a record.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Facts {
+    /// The newest committed offset; [`Offset::ZERO`] if the room never had a record.
+    pub head: Offset,
+    /// The newest removed offset: nothing up to it is retained.
+    pub floor: Offset,
+    /// The oldest retained offset; [`Offset::ZERO`] if no record is retained.
+    pub first: Offset,
+    /// The newest record's time.
+    pub time: Time,
+    /// The oldest retained record's time.
+    pub first_time: Time,
+    /// How many records are retained.
+    pub records: u64,
+    /// The encoded bytes of the retained records.
+    pub bytes: u64,
+}
+
+impl Facts {
+    /// Whether no record is retained.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.head == self.floor
+    }
+}
+
+/// Who is told that a room has new records. Called on the committer's thread: must be quick and must not block.
+pub trait Follow: Send + Sync {
+    /// Records have become visible; `targets` says whether it is worth serving the follower on this thread.
+    fn advanced(&self, targets: Targets);
+}
+
+/// How many are to be told of a commit.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Targets {
+    /// So few that waking another thread costs more than writing to their sockets at once.
+    Few,
+    /// So many that the next commit would wait.
+    Many,
+}
+
+/// The number of a room in its data directory; rooms get one with their first record.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct RoomId(pub u64);
+
+/// What a look at the tail gives.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Tail {
+    /// The reader has all there is.
+    Head,
+    /// Batches were added.
+    Batches {
+        /// The reader's new place.
+        last: Offset,
+        /// Whether that is the head.
+        head: bool,
+    },
+    /// What follows the reader's place is no longer in memory.
+    Behind,
+    /// The reader's place is below the floor, which is this.
+    Below(Offset),
+}
+
+/// A room in memory.
+pub struct Room {
+    name: RoomName,
+    state: Mutex<RoomState>,
+    followers: Mutex<Followers>,
+    /// What only the committer changes.
+    pub(crate) log: Mutex<super::embedded::LogState>,
+}
+
+#[derive(Default)]
+pub(crate) struct RoomState {
+    pub(crate) id: Option<RoomId>,
+    pub(crate) facts: Facts,
+    /// Consecutive batches up to the head; the newest part of the room.
+    pub(crate) tail: VecDeque<Block>,
+    /// The batches that lie in the journal and not yet in a volume, consecutive up to the head.
+    pub(crate) journal: VecDeque<super::embedded::Indexed>,
+}
+
+#[derive(Default)]
+struct Followers {
+    next: u64,
+    list: Vec<(u64, Arc<dyn Follow>)>,
+}
+
+/// Names a follower of a room, for [`Room::unfollow`].
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct FollowId(u64);
+
+impl Room {
+    pub(crate) fn new(name: RoomName) -> Self {
+        Self { name, state: Mutex::default(), followers: Mutex::default(), log: Mutex::default() }
+    }
+
+    /// Its name.
+    #[must_use]
+    pub fn name(&self) -> &RoomName {
+        &self.name
+    }
+
+    /// What is known of it.
+    #[must_use]
+    pub fn facts(&self) -> Facts {
+        self.state.lock().facts
+    }
+
+    /// Its number, once it has one.
+    #[must_use]
+    pub fn id(&self) -> Option<RoomId> {
+        self.state.lock().id
+    }
+
+    /// Tells the follower of every commit from now on.
+    pub fn follow(&self, follower: Arc<dyn Follow>) -> FollowId {
+        let mut followers = self.followers.lock();
+        followers.next += 1;
+        let id = followers.next;
+        followers.list.push((id, follower));
+        FollowId(id)
+    }
+
+    /// Ends a [`Room::follow`].
+    pub fn unfollow(&self, id: FollowId) {
+        let mut followers = self.followers.lock();
+        if let Ok(at) = followers.list.binary_search_by_key(&id.0, |(id, _)| *id) {
+            followers.list.remove(at);
+        }
+    }
+
+    /// How many follow it.
+    #[must_use]
+    pub fn followers(&self) -> usize {
+        self.followers.lock().list.len()
+    }
+
+    /// Adds to `out` what follows `after` in the tail, until `bytes_max` is reached (one batch at least).
+    /// Memory only: never blocks.
+    pub fn tail(&self, after: Offset, bytes_max: usize, mut out: impl FnMut(&Block)) -> Tail {
+        let state = self.state.lock();
+        if after >= state.facts.head {
+            return Tail::Head;
+        }
+        if after < state.facts.floor {
+            return Tail::Below(state.facts.floor);
+        }
+        let at = state.tail.partition_point(|batch| batch.last <= after);
+        // The tail is consecutive up to the head: it has what follows `after` if the batch found begins at it.
+        if state.tail.get(at).is_none_or(|batch| batch.prev > after) {
+            return Tail::Behind;
+        }
+        let (mut bytes, mut last) = (0, after);
+        for batch in state.tail.range(at..) {
+            if bytes > 0 && bytes + batch.body.len() > bytes_max {
+                break;
+            }
+            bytes += batch.body.len();
+            last = batch.last;
+            out(batch);
+        }
+        Tail::Batches { last, head: last == state.facts.head }
+    }
+
+    /// Whether the checkpoint and the volumes have everything of it.
+    pub(crate) fn is_at_rest(&self) -> bool {
+        let changed = self.log.lock().changed;
+        let state = self.state.lock();
+        !changed && state.tail.is_empty() && state.journal.is_empty() && state.id.is_some()
+    }
+
+    /// Makes a risen floor effective.
+    pub(crate) fn rise(&self, rise: &Floor) {
+        let mut log = self.log.lock();
+        let facts = &mut log.facts;
+        if rise.floor <= facts.floor {
+            return;
+        }
+        facts.floor = rise.floor;
+        facts.records = facts.records.saturating_sub(rise.records);
+        facts.bytes = facts.bytes.saturating_sub(rise.bytes);
+        let mut state = self.state.lock();
+        if facts.is_empty() {
+            (facts.first, facts.first_time) = (Offset::ZERO, Time::default());
+        } else if rise.first != Offset::ZERO {
+            (facts.first, facts.first_time) = (rise.first, rise.first_time);
+        } else if let Some(next) = state.journal.iter().find(|batch| batch.first > rise.floor) {
+            // All that there was has gone, but there is more by now.
+            (facts.first, facts.first_time) = (next.first, next.first_time);
+        }
+        let facts = *facts;
+        log.changed = true;
+        state.facts = facts;
+    }
+
+    pub(crate) fn with_state<T>(&self, work: impl FnOnce(&mut RoomState) -> T) -> T {
+        work(&mut self.state.lock())
+    }
+
+    /// Wakes all followers.
+    pub(crate) fn notify(&self, targets: Targets) {
+        for (_, follower) in &self.followers.lock().list {
+            follower.advanced(targets);
+        }
+    }
+}
+
+impl RoomState {
+    /// Drops the oldest batch of the tail.
+    pub(crate) fn pop_tail(&mut self) {
+        self.tail.pop_front();
+    }
+}
+
+impl fmt::Debug for Room {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let state = self.state.lock();
+        f.debug_struct("Room").field("name", &self.name).field("facts", &state.facts).finish_non_exhaustive()
+    }
+}
