@@ -1,0 +1,4 @@
+//! WebSocket, QUIC and TLS: they move frames and decide nothing.
+
+pub(crate) mod encode;
+pub(crate) mod websocket;
