@@ -258,3 +258,6 @@ impl fmt::Debug for Broker {
         f.debug_struct("Broker").field("engine", &self.inner.engine).finish_non_exhaustive()
     }
 }
+
+#[cfg(test)]
+mod tests;

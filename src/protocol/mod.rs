@@ -26,4 +26,4 @@ pub use later::{
     PresenceSnapshot, Refresh, RefreshRequired, RoomDelete, RoomSet, RoomSettings, Signal, SignalPush, SignalStopped,
 };
 pub use wire::{FrameError, Frames, WireError, frame_into, split_frame};
-pub(crate) use wire::{decode, decode_head, encode_into, encoded_len};
+pub(crate) use wire::{decode, decode_head, encode_into};

@@ -80,8 +80,8 @@ pub struct Block {
     pub last: Offset,
     /// The offset of the record before the first, in the room.
     pub prev: Offset,
-    /// The first record's time.
-    pub time: Time,
+    /// The last record's time.
+    pub last_time: Time,
     /// The batch body.
     pub body: Bytes,
     /// Where it came from.

@@ -4,16 +4,28 @@
 //! sockets or frames; blocking calls are meant to be made from the broker's own threads.
 
 pub mod block_store;
+mod catalog;
+pub mod checked_file;
+mod checkpoint;
+pub mod commit;
 pub mod disk;
 pub mod embedded;
 mod engine;
+mod error;
+pub mod journal;
+pub mod manifest;
+pub mod marks;
 mod options;
+mod publishers;
 mod room;
+pub mod volume;
 
 pub use crate::metrics::Source;
 pub use engine::{
     Append, Appended, Block, Engine, EngineError, Health, Outcome, Read, ReadAt, Refused, Reply, Submission,
     record_hash,
 };
-pub use options::{Compression, Durability, OpenError, Options, Retention};
+pub use error::StorageError;
+pub use marks::Durability;
+pub use options::{Compression, OpenError, Options, Retention};
 pub use room::{Facts, Follow, FollowId, Room, RoomId, Tail, Targets};

@@ -3,29 +3,9 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-/// When an append is acknowledged and visible.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-pub enum Durability {
-    /// When it is on stable storage: it survives a kill and a power cut.
-    #[default]
-    Fsync,
-    /// When it is with the operating system: it survives a kill, but not a power cut.
-    Os,
-    /// When it is in memory: it does not survive the process. Nothing is written to a disk.
-    Memory,
-}
-
-impl Durability {
-    /// The name in the configuration.
-    #[must_use]
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Fsync => "fsync",
-            Self::Os => "os",
-            Self::Memory => "memory",
-        }
-    }
-}
+use super::error::StorageError;
+use super::marks::Durability;
+use super::volume::VolumeError;
 
 /// How blocks of volumes are compressed on the disk. On the wire nothing is compressed.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -132,40 +112,12 @@ impl Options {
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum OpenError {
-    /// Another process, or another broker of this one, has the directory.
-    #[error("{directory}: in use by another process; one data directory serves one broker at a time")]
-    InUse {
-        /// The data directory.
-        directory: PathBuf,
-    },
-    /// What is there was written by another version.
-    #[error("{directory}: format version {found}, this build reads version {known}; nothing was changed")]
-    Version {
-        /// The data directory.
-        directory: PathBuf,
-        /// The version that was found.
-        found: u32,
-        /// The version that this build reads.
-        known: u32,
-    },
-    /// What is there is not what was written.
-    #[error("{file}:{position}: {what}; nothing was changed (run `roomlog check` for all findings)")]
-    Damaged {
-        /// The file.
-        file: String,
-        /// Where in it, in bytes.
-        position: u64,
-        /// What is wrong.
-        what: String,
-    },
-    /// The file system said no.
-    #[error("{path}: {source}")]
-    Io {
-        /// The file or directory.
-        path: PathBuf,
-        /// What the file system said.
-        source: std::io::Error,
-    },
+    /// The directory is in use, of another version, damaged, or not to be read: the sentence says which, and where.
+    #[error(transparent)]
+    Storage(#[from] StorageError),
+    /// A volume is damaged or cannot be read.
+    #[error(transparent)]
+    Volume(#[from] VolumeError),
     /// The options cannot be.
     #[error("{0}")]
     Options(String),

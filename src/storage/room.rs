@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use parking_lot::Mutex;
 
+use super::commit::Floor;
 use super::engine::Block;
 use crate::types::{Offset, RoomName, Time};
 
@@ -20,6 +21,8 @@ pub struct Facts {
     pub first: Offset,
     /// The newest record's time.
     pub time: Time,
+    /// The oldest retained record's time.
+    pub first_time: Time,
     /// How many records are retained.
     pub records: u64,
     /// The encoded bytes of the retained records.
@@ -85,7 +88,7 @@ pub(crate) struct RoomState {
     pub(crate) id: Option<RoomId>,
     pub(crate) facts: Facts,
     /// Consecutive batches up to the head; the newest part of the room.
-    tail: VecDeque<Block>,
+    pub(crate) tail: VecDeque<Block>,
     /// The batches that lie in the journal and not yet in a volume, consecutive up to the head.
     pub(crate) journal: VecDeque<super::embedded::Indexed>,
 }
@@ -178,11 +181,35 @@ impl Room {
         Tail::Batches { last, head: last == state.facts.head }
     }
 
-    /// A block of the tail that holds a record with `at` and satisfies the place asked for; for reads that would
-    /// otherwise go to the disk.
-    pub(crate) fn tail_block(&self, choose: impl FnOnce(&VecDeque<Block>) -> Option<usize>) -> Option<Block> {
+    /// Whether the checkpoint and the volumes have everything of it.
+    pub(crate) fn is_at_rest(&self) -> bool {
+        let changed = self.log.lock().changed;
         let state = self.state.lock();
-        choose(&state.tail).and_then(|at| state.tail.get(at)).cloned()
+        !changed && state.tail.is_empty() && state.journal.is_empty() && state.id.is_some()
+    }
+
+    /// Makes a risen floor effective.
+    pub(crate) fn rise(&self, rise: &Floor) {
+        let mut log = self.log.lock();
+        let facts = &mut log.facts;
+        if rise.floor <= facts.floor {
+            return;
+        }
+        facts.floor = rise.floor;
+        facts.records = facts.records.saturating_sub(rise.records);
+        facts.bytes = facts.bytes.saturating_sub(rise.bytes);
+        let mut state = self.state.lock();
+        if facts.is_empty() {
+            (facts.first, facts.first_time) = (Offset::ZERO, Time::default());
+        } else if rise.first != Offset::ZERO {
+            (facts.first, facts.first_time) = (rise.first, rise.first_time);
+        } else if let Some(next) = state.journal.iter().find(|batch| batch.first > rise.floor) {
+            // All that there was has gone, but there is more by now.
+            (facts.first, facts.first_time) = (next.first, next.first_time);
+        }
+        let facts = *facts;
+        log.changed = true;
+        state.facts = facts;
     }
 
     pub(crate) fn with_state<T>(&self, work: impl FnOnce(&mut RoomState) -> T) -> T {
@@ -214,31 +241,9 @@ impl Room {
 }
 
 impl RoomState {
-    /// Adds the newest batch. `records` and `time` are its number of records and its last record's time.
-    pub(crate) fn push(&mut self, block: Block, records: u64, time: Time) {
-        debug_assert_eq!(block.prev, self.facts.head, "batches of a room are consecutive");
-        if self.facts.is_empty() {
-            self.facts.first = block.first;
-        }
-        self.facts.head = block.last;
-        self.facts.time = time;
-        self.facts.records += records;
-        self.facts.bytes += block.body.len() as u64;
-        self.tail.push_back(block);
-    }
-
-    /// Drops the oldest batch of the tail; returns its bytes.
-    pub(crate) fn pop_tail(&mut self) -> usize {
-        self.tail.pop_front().map_or(0, |batch| batch.body.len())
-    }
-
-    /// How many batches the tail holds.
-    pub(crate) fn tail_len(&self) -> usize {
-        self.tail.len()
-    }
-
-    pub(crate) fn tail_mut(&mut self) -> &mut VecDeque<Block> {
-        &mut self.tail
+    /// Drops the oldest batch of the tail.
+    pub(crate) fn pop_tail(&mut self) {
+        self.tail.pop_front();
     }
 }
 

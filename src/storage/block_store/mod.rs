@@ -1,12 +1,22 @@
 //! The seam above sled: a volume's blocks as plain keys and values, written once, read by known keys.
 //!
-//! All calls block, and may block for hundreds of milliseconds.
+//! Directories are named relative to the data directory, as in [`Disk`](super::disk::Disk). All calls block, and
+//! may block for hundreds of milliseconds.
+
+mod memory;
+mod sled;
+#[cfg(test)]
+mod tests;
 
 use std::fmt::Debug;
+use std::io;
 use std::path::Path;
 use std::sync::Arc;
 
 use bytes::Bytes;
+
+pub use self::memory::MemoryBlockStore;
+pub use self::sled::SledBlockStore;
 
 /// The key of a block: `(room id, first offset, part)`, ordered as the tuple is.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
@@ -27,7 +37,7 @@ pub trait BlockStore: Send + Sync + Debug + 'static {
     /// See [`BlockStoreError`].
     fn create(&self, directory: &Path) -> Result<Box<dyn BlockWriter>, BlockStoreError>;
 
-    /// Opens a finished volume for reading.
+    /// Opens a finished volume for reading. It may be open only once at a time.
     ///
     /// # Errors
     /// See [`BlockStoreError`].
@@ -52,6 +62,9 @@ pub trait BlockWriter: Send {
     ///
     /// # Errors
     /// See [`BlockStoreError`].
+    ///
+    /// # Panics
+    /// When keys do not rise or a value is too long: a bug of the caller.
     fn put(&mut self, key: BlockKey, value: &[u8]) -> Result<(), BlockStoreError>;
 
     /// Makes everything durable and closes the volume.
@@ -68,6 +81,9 @@ pub trait BlockReader: Send + Sync + Debug {
     /// # Errors
     /// See [`BlockStoreError`].
     fn get(&self, key: BlockKey) -> Result<Option<Bytes>, BlockStoreError>;
+
+    /// About how many bytes of what was read it keeps in memory until it is closed.
+    fn held_bytes(&self) -> u64;
 }
 
 /// The longest value of a block, in bytes: longer ones would become files that sled never syncs.
@@ -93,4 +109,28 @@ pub enum BlockStoreError {
         /// What the store said.
         why: String,
     },
+}
+
+impl BlockStoreError {
+    /// Whether the disk has no room left.
+    #[must_use]
+    pub fn is_full(&self) -> bool {
+        match self {
+            Self::Io { source, .. } => is_full(source),
+            Self::Damaged { .. } => false,
+        }
+    }
+
+    fn io(path: &Path, source: io::Error) -> Self {
+        Self::Io { path: path.display().to_string(), source }
+    }
+
+    fn damaged(path: &Path, why: impl ToString) -> Self {
+        Self::Damaged { path: path.display().to_string(), why: why.to_string() }
+    }
+}
+
+/// Whether an error of the file system says that there is no room left.
+pub(super) fn is_full(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
 }

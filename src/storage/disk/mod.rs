@@ -4,10 +4,24 @@
 //! it is the real one. sled is not behind this seam: it opens its own files, and is never the only copy of
 //! anything while it writes.
 
+#[cfg(any(test, feature = "fault-injection"))]
+mod faulty;
+mod lock;
+mod memory;
+mod real;
+#[cfg(test)]
+mod tests;
+
 use std::fmt::Debug;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+
+#[cfg(any(test, feature = "fault-injection"))]
+pub use faulty::{Fault, FaultyDisk, Moment};
+pub use lock::{DirectoryLock, LOCK_NAME};
+pub use memory::MemoryDisk;
+pub use real::RealDisk;
 
 /// A file system, as far as Roomlog uses one. Paths are relative to its root, the data directory.
 pub trait Disk: Send + Sync + Debug + 'static {
@@ -23,7 +37,7 @@ pub trait Disk: Send + Sync + Debug + 'static {
     /// `AlreadyExists` if there is one.
     fn create(&self, path: &Path) -> io::Result<Arc<dyn DiskFile>>;
 
-    /// Renames a file within the disk, replacing the target. Durable only after [`Disk::sync_dir`].
+    /// Renames a file within its directory, replacing the target. Durable only after [`Disk::sync_dir`].
     ///
     /// # Errors
     /// As the file system's.
@@ -35,7 +49,8 @@ pub trait Disk: Send + Sync + Debug + 'static {
     /// As the file system's.
     fn remove(&self, path: &Path) -> io::Result<()>;
 
-    /// Creates a directory and its parents, if they do not exist.
+    /// Creates a directory and its parents, if they do not exist; the empty path is the root. Durable only after
+    /// [`Disk::sync_dir`] of the directory above.
     ///
     /// # Errors
     /// As the file system's.
@@ -76,6 +91,7 @@ pub trait Disk: Send + Sync + Debug + 'static {
 }
 
 /// An open file of a [`Disk`].
+#[expect(clippy::len_without_is_empty, reason = "a file's length is asked of the file system, and may fail")]
 pub trait DiskFile: Send + Sync + Debug {
     /// Fills the buffer from a place in the file.
     ///

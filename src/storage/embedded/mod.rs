@@ -1,14 +1,50 @@
 //! The embedded log: a committer thread, a journal, volumes, and the house-keeping between them.
+//!
+//! Two threads: the committer ([`committer`]) makes records durable and visible; the keeper ([`keeper`]) turns
+//! closed stretches of journal into volumes, applies retention, and looks after space. Reads come from whatever
+//! thread wants to read, and look at tail, journal, volumes and floor, in this order.
 
+mod committer;
+mod keeper;
+mod queue;
+mod reading;
+mod recovery;
+
+use std::fmt;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::thread::JoinHandle;
+use std::time::Instant;
 
-use super::{Engine, OpenError, Options};
-use crate::metrics::Metrics;
-use crate::types::{Offset, Time};
+use parking_lot::{Condvar, Mutex};
+
+use self::queue::CommitQueue;
+use super::block_store::BlockStore;
+use super::catalog::Catalog;
+use super::commit::{BodyPlace, CommitSeq, JournalFileId, UnitPlace};
+use super::disk::Disk;
+use super::engine::{Engine, EngineError, Health, Outcome, Read, ReadAt, Refused, Submission};
+use super::journal::JournalReader;
+use super::manifest::Manifest;
+use super::publishers::{Memory, Publishers};
+use super::room::{Facts, Room, RoomId};
+use super::volume::Volumes;
+use super::{OpenError, Options};
+use crate::metrics::{Budget, Metrics};
+use crate::types::{Code, Epoch, Offset, RoomName, Time};
 
 /// What only the committer changes of a room.
-#[derive(Default)]
-pub(crate) struct LogState {}
+#[derive(Debug, Default)]
+pub(crate) struct LogState {
+    pub(crate) id: Option<RoomId>,
+    /// What will be known of the room once the commit being made is durable.
+    pub(crate) facts: Facts,
+    pub(crate) publishers: Publishers,
+    /// The room's place in the commit being made, and which one that is.
+    pub(crate) slot: (u64, usize),
+    /// Whether the checkpoint does not have all of it.
+    pub(crate) changed: bool,
+}
 
 /// A batch that lies in the journal.
 #[derive(Clone, Copy, Debug)]
@@ -16,13 +52,202 @@ pub(crate) struct Indexed {
     pub(crate) first: Offset,
     pub(crate) last: Offset,
     pub(crate) prev: Offset,
-    pub(crate) time: Time,
+    pub(crate) first_time: Time,
+    pub(crate) last_time: Time,
+    pub(crate) place: BodyPlace,
+}
+
+/// What the threads of a log share.
+pub(crate) struct Shared {
+    options: Options,
+    memory: Memory,
+    metrics: Arc<Metrics>,
+    epoch: Epoch,
+    disk: Arc<dyn Disk>,
+    store: Arc<dyn BlockStore>,
+    catalog: Catalog,
+    queue: CommitQueue,
+    journal: JournalReader,
+    volumes: Volumes,
+    health: Mutex<Health>,
+    /// The last durable commit.
+    committed: Mutex<Committed>,
+    committed_changed: Condvar,
+    /// The commit being made, as a number; equal to the last durable one while none is.
+    making: AtomicU64,
+    /// How far the clock has been pushed ahead of the system's, for tests of retention, in microseconds.
+    clock_ahead_us: AtomicU64,
+    keeper: Mutex<keeper::Asked>,
+    keeper_asked: Condvar,
+}
+
+/// How far the journal has got.
+#[derive(Clone, Copy, Debug)]
+struct Committed {
+    seq: CommitSeq,
+    /// The journal file of the last commit, and where in it the commit ends.
+    file: JournalFileId,
+    end: u64,
+}
+
+impl Shared {
+    fn now(&self) -> Time {
+        Time(Time::now().0 + self.clock_ahead_us.load(Ordering::Relaxed))
+    }
+
+    fn committed(&self, seq: CommitSeq, place: UnitPlace, tails_bytes: usize) {
+        let end = place.at + u64::from(place.bytes);
+        *self.committed.lock() = Committed { seq, file: place.file, end };
+        self.committed_changed.notify_all();
+        self.committed_changed.notify_all();
+        self.metrics.budget_used[Budget::Tails].set(tails_bytes as f64);
+    }
+
+    /// The commit being made, or the last one.
+    fn making(&self) -> CommitSeq {
+        CommitSeq(self.making.load(Ordering::SeqCst))
+    }
+
+    /// The last act of a clean close.
+    fn mark_clean(&self, mut journal: super::journal::Journal) -> Result<(), super::error::StorageError> {
+        journal.sync()?;
+        super::marks::CleanMark { end: journal.end() }.write(&*self.disk)
+    }
+
+    fn nudge_keeper(&self) {
+        self.keeper.lock().work = true;
+        self.keeper_asked.notify_one();
+    }
+}
+
+/// The embedded log of one data directory.
+pub(crate) struct Embedded {
+    shared: Arc<Shared>,
+    threads: Mutex<Option<Threads>>,
+}
+
+struct Threads {
+    committer: JoinHandle<super::journal::Journal>,
+    keeper: JoinHandle<()>,
+    /// Held as long as the directory is ours.
+    lock: Option<super::disk::DirectoryLock>,
 }
 
 /// Opens the log of a directory, or makes a new one.
 ///
 /// # Errors
 /// See [`OpenError`].
-pub fn open(_options: Options, _metrics: Arc<Metrics>) -> Result<Arc<dyn Engine>, OpenError> {
-    Err(OpenError::Options("not yet".to_owned()))
+pub fn open(options: Options, metrics: Arc<Metrics>) -> Result<Arc<dyn Engine>, OpenError> {
+    Ok(Arc::new(Embedded::open(options, metrics)?))
+}
+
+impl Embedded {
+    fn new(
+        shared: Arc<Shared>,
+        journal: super::journal::Journal,
+        manifest: Manifest,
+        next_room: u64,
+        lock: Option<super::disk::DirectoryLock>,
+    ) -> Result<Self, OpenError> {
+        let keeper = keeper::Keeper::new(Arc::clone(&shared), manifest, journal.files());
+        let committer = committer::Committer::new(Arc::clone(&shared), journal, next_room);
+        let spawn = |name: &str| std::thread::Builder::new().name(name.to_owned());
+        let committer = spawn("roomlog-commit").spawn(move || committer.run()).map_err(OpenError::Threads)?;
+        let keeper = spawn("roomlog-keep").spawn(move || keeper.run()).map_err(OpenError::Threads)?;
+        Ok(Self { shared, threads: Mutex::new(Some(Threads { committer, keeper, lock })) })
+    }
+
+    fn refuse(submission: &mut Submission) {
+        let reply = Arc::clone(&submission.reply);
+        let mut start = 0;
+        for append in submission.appends.drain(..) {
+            let outcome: Outcome = Err(Refused::new(Code::ShuttingDown, "the log has been closed"));
+            reply.answered(append.tag, append.bytes_end - start, outcome);
+            start = append.bytes_end;
+        }
+        submission.bytes.clear();
+        submission.hashes.clear();
+        reply.flush(super::room::Targets::Many);
+    }
+}
+
+impl Engine for Embedded {
+    fn epoch(&self) -> Epoch {
+        self.shared.epoch
+    }
+
+    fn room(&self, name: &RoomName) -> Result<Arc<Room>, EngineError> {
+        self.shared.catalog.room(name.as_str())
+    }
+
+    fn submit(&self, submission: &mut Submission) {
+        if !self.shared.queue.submit(submission) {
+            Self::refuse(submission);
+        }
+    }
+
+    fn queue(&self) -> (usize, usize) {
+        (self.shared.queue.bytes(), self.shared.options.commit_queue_bytes_max)
+    }
+
+    fn read(&self, room: &Room, at: ReadAt) -> Result<Read, EngineError> {
+        self.shared.read(room, at)
+    }
+
+    fn list(&self, prefix: &str, after: &str, limit: usize) -> Vec<(RoomName, Facts)> {
+        self.shared.catalog.list(prefix, after, limit)
+    }
+
+    fn facts(&self, name: &str) -> Option<Facts> {
+        self.shared.catalog.facts(name)
+    }
+
+    fn health(&self) -> Health {
+        self.shared.health.lock().clone()
+    }
+
+    fn close(&self) {
+        let Some(Threads { committer, keeper, lock }) = self.threads.lock().take() else { return };
+        self.shared.queue.close();
+        let journal = committer.join();
+        {
+            let mut asked = self.shared.keeper.lock();
+            asked.stop = true;
+            self.shared.keeper_asked.notify_one();
+        }
+        let kept = keeper.join();
+        let mut health = self.shared.health.lock();
+        match (&*health, journal, kept) {
+            (Health::Failed(_), ..) => {}
+            (_, Ok(journal), Ok(())) => {
+                if let Err(error) = self.shared.mark_clean(journal) {
+                    tracing::warn!("the journal was not closed cleanly, the next start looks through its end: {error}");
+                }
+                *health = Health::Closed;
+            }
+            _ => *health = Health::Failed("a thread of the log has panicked".to_owned()),
+        }
+        drop(health);
+        drop(lock);
+    }
+}
+
+impl Drop for Embedded {
+    fn drop(&mut self) {
+        self.close();
+    }
+}
+
+impl fmt::Debug for Embedded {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Embedded")
+            .field("directory", &self.shared.options.directory)
+            .field("epoch", &self.shared.epoch)
+            .finish_non_exhaustive()
+    }
+}
+
+/// How long something took, for messages.
+fn since(begun: Instant) -> String {
+    format!("{:.3} s", begun.elapsed().as_secs_f64())
 }

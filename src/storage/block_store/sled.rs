@@ -1,0 +1,298 @@
+//! Blocks in sled 0.34.7, one database per volume: the only file that names sled.
+//!
+//! A database is written once, in key order, and then only read. What that rests on, all of it tested:
+//!
+//! - `flush()` is not durable on Linux (`sync_file_range` only), so [`Writer::finish`] syncs every file itself.
+//! - A page beyond a quarter of a segment becomes a file under `blobs/` that nobody syncs. A leaf holds at most
+//!   17 values: 17 × 32 KiB are just beyond the quarter of 2 MiB, so `blobs/` is checked to be empty.
+//! - Opening writes: it clears the log behind the last entry, and the first open writes a snapshot of the page
+//!   table. So a volume is opened once before it counts as finished, and synced again.
+//! - An open database keeps in memory all that was read of it. [`Reader::held_bytes`] says how much.
+//! - It panics where it finds damage, on our thread: every call is made inside `catch_unwind`.
+//! - It creates what is missing: an absent database would open as an empty one, so we look first.
+
+use std::fs::{self, File};
+use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+
+use super::{BlockKey, BlockReader, BlockStore, BlockStoreError, BlockWriter, VALUE_BYTES_MAX};
+
+/// sled's unit of allocation, in bytes. It is part of the format: a volume opens only with the one it was made with.
+const SEGMENT_BYTES: usize = 2 << 20;
+
+/// sled's page cache, in bytes. It bounds next to nothing (see above); small, because what is read stays anyway.
+const CACHE_BYTES: u64 = 1 << 20;
+
+/// How long to wait for a database that is just being closed by another thread.
+const LOCK_PATIENCE: Duration = Duration::from_secs(10);
+
+/// A [`BlockStore`] of sled databases below a directory.
+#[derive(Clone, Debug)]
+pub struct SledBlockStore {
+    root: PathBuf,
+}
+
+impl SledBlockStore {
+    /// A store whose directories are relative to `root`, the data directory.
+    #[must_use]
+    pub fn new(root: &Path) -> Self {
+        Self { root: root.to_owned() }
+    }
+}
+
+impl BlockStore for SledBlockStore {
+    fn create(&self, directory: &Path) -> Result<Box<dyn BlockWriter>, BlockStoreError> {
+        let path = self.root.join(directory);
+        if path.exists() {
+            return Err(BlockStoreError::io(&path, io::ErrorKind::AlreadyExists.into()));
+        }
+        let database = Database::open(&path)?;
+        Ok(Box::new(Writer { path, database, last: None }))
+    }
+
+    fn open(&self, directory: &Path) -> Result<Arc<dyn BlockReader>, BlockStoreError> {
+        let path = self.root.join(directory);
+        for name in ["conf", "db"] {
+            let file = path.join(name);
+            if let Err(error) = fs::metadata(&file) {
+                return Err(match error.kind() {
+                    io::ErrorKind::NotFound => BlockStoreError::damaged(&file, "the file is missing"),
+                    _ => BlockStoreError::io(&file, error),
+                });
+            }
+        }
+        let bytes = fs::metadata(path.join("db")).map_err(|error| BlockStoreError::io(&path, error))?.len();
+        let database = match Database::open(&path) {
+            Ok(database) => database,
+            Err(error @ BlockStoreError::Damaged { .. }) => {
+                // The snapshot only saves reading the log. It is set aside only when it is what is damaged: reading
+                // a damaged log from its beginning would clear what sled does not understand.
+                if !set_aside_damaged_snapshots(&path).map_err(|error| BlockStoreError::io(&path, error))? {
+                    return Err(error);
+                }
+                tracing::warn!(volume = %path.display(), %error, "a damaged snapshot was set aside");
+                Database::open(&path)?
+            }
+            Err(error) => return Err(error),
+        };
+        Ok(Arc::new(Reader { database, bytes, held: AtomicU64::new(0) }))
+    }
+
+    fn remove(&self, directory: &Path) -> Result<(), BlockStoreError> {
+        // Renamed first, so that what is there under the volume's own name is never half of it.
+        let path = self.root.join(directory);
+        let doomed = path.with_extension("doomed");
+        let removed = || {
+            remove_dir(&doomed)?;
+            match fs::rename(&path, &doomed) {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+                other => other?,
+            }
+            sync_dir(path.parent().unwrap_or(&self.root))?;
+            remove_dir(&doomed)
+        };
+        removed().map_err(|error| BlockStoreError::io(&path, error))
+    }
+
+    fn used_bytes(&self, directory: &Path) -> Result<u64, BlockStoreError> {
+        let path = self.root.join(directory);
+        used_bytes(&path).map_err(|error| BlockStoreError::io(&path, error))
+    }
+}
+
+struct Writer {
+    path: PathBuf,
+    database: Database,
+    last: Option<BlockKey>,
+}
+
+impl BlockWriter for Writer {
+    fn put(&mut self, key: BlockKey, value: &[u8]) -> Result<(), BlockStoreError> {
+        assert!(self.last.is_none_or(|last| last < key) && value.len() <= VALUE_BYTES_MAX);
+        self.last = Some(key);
+        self.database.call(|db| db.insert(encode(key), value)).map(drop)
+    }
+
+    fn finish(self: Box<Self>) -> Result<(), BlockStoreError> {
+        let Self { path, database, .. } = *self;
+        database.call(|db| db.flush())?;
+        drop(database);
+        sync_files(&path).map_err(|error| BlockStoreError::io(&path, error))?;
+        drop(Database::open(&path)?);
+        let blobs = fs::read_dir(path.join("blobs")).map_err(|error| BlockStoreError::io(&path, error))?;
+        if let Some(blob) = blobs.into_iter().next() {
+            let blob = blob.map_err(|error| BlockStoreError::io(&path, error))?.path();
+            return Err(BlockStoreError::damaged(&blob, "a page has left the log"));
+        }
+        sync_files(&path)
+            .and_then(|()| path.parent().map_or(Ok(()), sync_dir))
+            .map_err(|error| BlockStoreError::io(&path, error))
+    }
+}
+
+#[derive(Debug)]
+struct Reader {
+    database: Database,
+    bytes: u64,
+    held: AtomicU64,
+}
+
+impl BlockReader for Reader {
+    fn get(&self, key: BlockKey) -> Result<Option<Bytes>, BlockStoreError> {
+        let value = self.database.call(|db| db.get(encode(key)))?;
+        Ok(value.map(|value| {
+            self.held.fetch_add(value.len() as u64 * HELD_PER_READ, Ordering::Relaxed);
+            Bytes::copy_from_slice(&value)
+        }))
+    }
+
+    fn held_bytes(&self) -> u64 {
+        self.held.load(Ordering::Relaxed).min(self.bytes)
+    }
+}
+
+/// What a read brings into memory for each byte that it returns: the leaf that the value is in, with its log.
+const HELD_PER_READ: u64 = 4;
+
+/// An open database; every use of it comes back, whatever sled does.
+#[derive(Debug)]
+struct Database {
+    path: PathBuf,
+    // `None` only while it is being dropped.
+    db: Option<sled::Db>,
+}
+
+impl Database {
+    fn open(path: &Path) -> Result<Self, BlockStoreError> {
+        let config =
+            sled::Config::new().path(path).segment_size(SEGMENT_BYTES).flush_every_ms(None).cache_capacity(CACHE_BYTES);
+        let patience_ends = Instant::now() + LOCK_PATIENCE;
+        loop {
+            match guard(path, || config.open()) {
+                // Another thread has let go of the last handle, but has not yet closed it; sled tells only by text.
+                Err(BlockStoreError::Io { source, .. })
+                    if source.to_string().contains("could not acquire lock") && Instant::now() < patience_ends =>
+                {
+                    std::thread::sleep(Duration::from_millis(1));
+                }
+                opened => return Ok(Self { path: path.to_owned(), db: Some(opened?) }),
+            }
+        }
+    }
+
+    fn call<T>(&self, operation: impl FnOnce(&sled::Db) -> sled::Result<T>) -> Result<T, BlockStoreError> {
+        let db = self.db.as_ref().expect("taken only by drop");
+        guard(&self.path, || operation(db))
+    }
+}
+
+impl Drop for Database {
+    fn drop(&mut self) {
+        let db = self.db.take();
+        let closed = guard(&self.path, || {
+            drop(db);
+            Ok(())
+        });
+        if let Err(error) = closed {
+            tracing::warn!(volume = %self.path.display(), %error, "closing failed");
+        }
+    }
+}
+
+fn guard<T>(path: &Path, operation: impl FnOnce() -> sled::Result<T>) -> Result<T, BlockStoreError> {
+    match catch_unwind(AssertUnwindSafe(operation)) {
+        Ok(Ok(value)) => Ok(value),
+        Ok(Err(sled::Error::Io(error))) if error.kind() != io::ErrorKind::UnexpectedEof => {
+            Err(BlockStoreError::io(path, error))
+        }
+        Ok(Err(sled::Error::Corruption { at, .. })) => {
+            Err(BlockStoreError::damaged(path, format_args!("sled reads damaged bytes at {at:?}")))
+        }
+        Ok(Err(error)) => Err(BlockStoreError::damaged(path, error)),
+        Err(panic) => {
+            let why = panic.downcast_ref::<String>().map(String::as_str);
+            let why = why.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("no reason given");
+            Err(BlockStoreError::damaged(path, format_args!("sled gave up: {why}")))
+        }
+    }
+}
+
+/// `(room, first, part)` big-endian, so that sled's order of bytes is the order of keys.
+fn encode(key: BlockKey) -> [u8; 18] {
+    let mut bytes = [0; 18];
+    bytes[..8].copy_from_slice(&key.room.to_be_bytes());
+    bytes[8..16].copy_from_slice(&key.first.to_be_bytes());
+    bytes[16..].copy_from_slice(&key.part.to_be_bytes());
+    bytes
+}
+
+/// Renames the snapshots whose own checksum fails (a length of 8 bytes and a CRC32 of 4 end them); says whether
+/// there was one. A snapshot that was never finished is one of them.
+fn set_aside_damaged_snapshots(path: &Path) -> io::Result<bool> {
+    let mut found = false;
+    for entry in fs::read_dir(path)? {
+        let entry = entry?;
+        let name = entry.file_name();
+        let Some(name) = name.to_str().filter(|name| name.starts_with("snap.")) else { continue };
+        let bytes = fs::read(entry.path())?;
+        let whole = bytes.split_last_chunk::<4>().is_some_and(|(rest, crc)| {
+            rest.len() > 8 && crc32fast::hash(&rest[..rest.len() - 8]) == u32::from_le_bytes(*crc)
+        });
+        if !whole {
+            fs::rename(entry.path(), path.join(format!("damaged.{name}")))?;
+            found = true;
+        }
+    }
+    Ok(found)
+}
+
+fn remove_dir(path: &Path) -> io::Result<()> {
+    match fs::remove_dir_all(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        other => other,
+    }
+}
+
+/// Syncs every file of a closed volume, and the directories that name them.
+fn sync_files(path: &Path) -> io::Result<()> {
+    for entry in fs::read_dir(path)? {
+        let entry = entry?;
+        if entry.file_type()?.is_dir() {
+            sync_files(&entry.path())?;
+        } else {
+            File::open(entry.path())?.sync_all()?;
+        }
+    }
+    sync_dir(path)
+}
+
+fn sync_dir(path: &Path) -> io::Result<()> {
+    File::open(path)?.sync_all()
+}
+
+fn used_bytes(path: &Path) -> io::Result<u64> {
+    let mut bytes = 0;
+    for entry in fs::read_dir(path)? {
+        let entry = entry?;
+        let metadata = entry.metadata()?;
+        bytes += if metadata.is_dir() { used_bytes(&entry.path())? } else { allocated_bytes(&metadata) };
+    }
+    Ok(bytes)
+}
+
+#[cfg(unix)]
+fn allocated_bytes(metadata: &fs::Metadata) -> u64 {
+    use std::os::unix::fs::MetadataExt as _;
+    metadata.blocks() * 512
+}
+
+#[cfg(not(unix))]
+fn allocated_bytes(metadata: &fs::Metadata) -> u64 {
+    metadata.len()
+}

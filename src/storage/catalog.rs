@@ -1,0 +1,206 @@
+//! All rooms that have or had records, by name, and those that somebody has asked for but that have none yet.
+//!
+//! A room at rest is an entry of a map: its name, its number, what is known of it, and where the checkpoint holds
+//! what it remembers of its publishers. Only a room in use has a [`Room`].
+
+use std::collections::{BTreeMap, HashMap};
+use std::ops::Bound;
+use std::sync::{Arc, Weak};
+
+use parking_lot::RwLock;
+
+use super::checkpoint::{Checkpoint, Place};
+use super::engine::EngineError;
+use super::room::{Facts, Room, RoomId};
+use crate::types::RoomName;
+
+#[derive(Debug)]
+pub(crate) struct Catalog {
+    rooms: RwLock<Rooms>,
+}
+
+#[derive(Debug)]
+struct Rooms {
+    known: BTreeMap<RoomName, Known>,
+    /// Rooms without records, as long as somebody holds them.
+    unborn: HashMap<RoomName, Weak<Room>>,
+    /// How large `unborn` may grow before the dead are looked for.
+    unborn_sweep: usize,
+    loaded: usize,
+    checkpoint: Option<Arc<Checkpoint>>,
+}
+
+/// A room that has or had records.
+#[derive(Debug)]
+pub(crate) struct Known {
+    pub(crate) id: RoomId,
+    /// What is known of it, unless it is loaded: then its own facts count.
+    facts: Facts,
+    /// Where the checkpoint holds its publishers.
+    place: Option<Place>,
+    room: Option<Arc<Room>>,
+}
+
+impl Known {
+    fn facts(&self) -> Facts {
+        self.room.as_ref().map_or(self.facts, |room| room.facts())
+    }
+}
+
+impl Catalog {
+    pub(crate) fn new() -> Self {
+        let rooms =
+            Rooms { known: BTreeMap::new(), unborn: HashMap::new(), unborn_sweep: 1024, loaded: 0, checkpoint: None };
+        Self { rooms: RwLock::new(rooms) }
+    }
+
+    /// A room, loaded.
+    pub(crate) fn room(&self, name: &str) -> Result<Arc<Room>, EngineError> {
+        {
+            let rooms = self.rooms.read();
+            if let Some(known) = rooms.known.get(name) {
+                if let Some(room) = &known.room {
+                    return Ok(Arc::clone(room));
+                }
+            } else if let Some(room) = rooms.unborn.get(name).and_then(Weak::upgrade) {
+                return Ok(room);
+            }
+        }
+        let mut rooms = self.rooms.write();
+        let Rooms { known, unborn, unborn_sweep, loaded, checkpoint } = &mut *rooms;
+        if let Some((name, known)) = known.get_key_value(name).map(|(name, _)| name.clone()).and_then(|name| {
+            let known = known.get_mut(&name)?;
+            Some((name, known))
+        }) {
+            if let Some(room) = &known.room {
+                return Ok(Arc::clone(room));
+            }
+            let room = Arc::new(Room::new(name));
+            room.with_state(|state| (state.id, state.facts) = (Some(known.id), known.facts));
+            {
+                let mut log = room.log.lock();
+                (log.id, log.facts) = (Some(known.id), known.facts);
+                if let (Some(place), Some(checkpoint)) = (known.place, checkpoint.as_ref()) {
+                    log.publishers = checkpoint.publishers(place)?;
+                }
+            }
+            known.room = Some(Arc::clone(&room));
+            *loaded += 1;
+            return Ok(room);
+        }
+        if let Some(room) = unborn.get(name).and_then(Weak::upgrade) {
+            return Ok(room);
+        }
+        if unborn.len() >= *unborn_sweep {
+            unborn.retain(|_, room| room.strong_count() > 0);
+            *unborn_sweep = (unborn.len() * 2).max(1024);
+        }
+        let name = RoomName::new(name).map_err(|error| EngineError::Io(error.to_string()))?;
+        let room = Arc::new(Room::new(name.clone()));
+        unborn.insert(name, Arc::downgrade(&room));
+        Ok(room)
+    }
+
+    /// A room has its first record.
+    pub(crate) fn born(&self, room: &Arc<Room>, id: RoomId) {
+        let mut rooms = self.rooms.write();
+        rooms.unborn.remove(room.name());
+        let known = Known { id, facts: Facts::default(), place: None, room: Some(Arc::clone(room)) };
+        if rooms.known.insert(room.name().clone(), known).is_none_or(|old| old.room.is_none()) {
+            rooms.loaded += 1;
+        }
+    }
+
+    /// A room as the checkpoint tells of it.
+    pub(crate) fn restore(&self, name: RoomName, id: RoomId, facts: Facts, place: Place) {
+        self.rooms.write().known.insert(name, Known { id, facts, place: Some(place), room: None });
+    }
+
+    /// The checkpoint that the places of rooms point into, and where each room's new place is.
+    pub(crate) fn checkpointed(&self, checkpoint: Arc<Checkpoint>, places: &HashMap<RoomId, Place>) {
+        let mut rooms = self.rooms.write();
+        for known in rooms.known.values_mut() {
+            known.place = places.get(&known.id).copied();
+        }
+        rooms.checkpoint = Some(checkpoint);
+    }
+
+    pub(crate) fn set_checkpoint(&self, checkpoint: Arc<Checkpoint>) {
+        self.rooms.write().checkpoint = Some(checkpoint);
+    }
+
+    /// Lets go of rooms that nobody holds and of which the checkpoint and the volumes have everything.
+    pub(crate) fn unload(&self) -> usize {
+        let mut rooms = self.rooms.write();
+        let mut unloaded = 0;
+        for known in rooms.known.values_mut() {
+            // Nobody can take a new handle while the catalog is locked.
+            if let Some(room) = known.room.take_if(|room| Arc::strong_count(room) == 1 && room.is_at_rest()) {
+                known.facts = room.facts();
+                unloaded += 1;
+            }
+        }
+        rooms.loaded -= unloaded;
+        unloaded
+    }
+
+    pub(crate) fn facts(&self, name: &str) -> Option<Facts> {
+        self.rooms.read().known.get(name).map(Known::facts)
+    }
+
+    pub(crate) fn list(&self, prefix: &str, after: &str, limit: usize) -> Vec<(RoomName, Facts)> {
+        let rooms = self.rooms.read();
+        let from = if after < prefix { Bound::Included(prefix) } else { Bound::Excluded(after) };
+        let matching = rooms.known.range::<str, _>((from, Bound::Unbounded));
+        let matching = matching.take_while(|(name, _)| name.as_str().starts_with(prefix));
+        matching.take(limit).map(|(name, known)| (name.clone(), known.facts())).collect()
+    }
+
+    /// Rooms known and rooms loaded.
+    pub(crate) fn counts(&self) -> (usize, usize) {
+        let rooms = self.rooms.read();
+        (rooms.known.len(), rooms.loaded)
+    }
+
+    /// All rooms in the order of their numbers.
+    pub(crate) fn by_id(&self) -> Vec<(RoomId, RoomName)> {
+        let rooms = self.rooms.read();
+        let mut list: Vec<_> = rooms.known.iter().map(|(name, known)| (known.id, name.clone())).collect();
+        list.sort_unstable_by_key(|(id, _)| *id);
+        list
+    }
+
+    /// What is known of each room, by its number.
+    pub(crate) fn floors(&self) -> HashMap<RoomId, Facts> {
+        self.rooms.read().known.values().map(|known| (known.id, known.facts())).collect()
+    }
+
+    /// The room if it is loaded, else what the checkpoint holds of it.
+    pub(crate) fn entry(&self, name: &RoomName) -> Option<Loaded> {
+        let rooms = self.rooms.read();
+        let known = rooms.known.get(name)?;
+        Some(match (&known.room, known.place, &rooms.checkpoint) {
+            (Some(room), ..) => Loaded::Yes(Arc::clone(room)),
+            (None, Some(place), Some(checkpoint)) => Loaded::No(known.facts, place, Arc::clone(checkpoint)),
+            (None, ..) => Loaded::Bare(known.facts),
+        })
+    }
+
+    /// The room, if it is loaded.
+    pub(crate) fn loaded(&self, name: &RoomName) -> Option<Arc<Room>> {
+        self.rooms.read().known.get(name).and_then(|known| known.room.clone())
+    }
+
+    /// Rooms whose facts satisfy a test, without loading them.
+    pub(crate) fn filter(&self, mut test: impl FnMut(&RoomName, &Facts) -> bool) -> Vec<RoomName> {
+        let rooms = self.rooms.read();
+        rooms.known.iter().filter(|(name, known)| test(name, &known.facts())).map(|(name, _)| name.clone()).collect()
+    }
+}
+
+/// A room of the catalog, for the checkpoint.
+pub(crate) enum Loaded {
+    Yes(Arc<Room>),
+    No(Facts, Place, Arc<Checkpoint>),
+    Bare(Facts),
+}

@@ -1,0 +1,730 @@
+//! A disk for tests, in memory, that does what a real one may do: fail, tear a write, lose what was not synced.
+//!
+//! Each file is a row of sectors. A sector remembers everything that may be on the medium: what was synced last,
+//! and every content written since. A directory remembers the operations on it since its last sync. When the
+//! power goes, chance decides for each of them, by a seed. A failed sync leaves what a reader sees as it is and
+//! makes no promise for the medium, nor does a later sync of the same bytes: that is how Linux behaves.
+
+use std::collections::{BTreeMap, HashMap};
+use std::ffi::OsString;
+use std::io;
+use std::path::{Component, Path, PathBuf};
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+
+use super::{Disk, DiskFile};
+
+const SECTOR: usize = 512;
+
+/// How an operation fails.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Fault {
+    /// `EIO`, and nothing of it happened.
+    Eio,
+    /// `ENOSPC`, and nothing of it happened.
+    Enospc,
+    /// A write that stops after so many bytes with `ENOSPC`; other operations fail like [`Fault::Enospc`].
+    Short {
+        /// How many bytes are written.
+        bytes: usize,
+    },
+    /// A write of which some sectors arrive and others do not, and then `EIO`; others fail like [`Fault::Eio`].
+    Torn,
+}
+
+/// A disk in memory that fails as it is told. Clones are the same disk.
+///
+/// Operations that change something are counted from 1: create, write, `set_len`, sync, rename, remove, and
+/// those on directories. The same seed and the same operations give the same disk.
+#[derive(Clone, Debug)]
+pub struct FaultyDisk(Arc<Mutex<Machine>>);
+
+#[derive(Debug)]
+struct Machine {
+    medium: Medium,
+    chance: Chance,
+    operations: u64,
+    faults: BTreeMap<u64, Fault>,
+    /// From this operation on there is no power.
+    cut_at: Option<u64>,
+    moments: Option<Vec<Moment>>,
+}
+
+/// The state of a disk right after one of its operations.
+#[derive(Clone, Debug)]
+pub struct Moment {
+    /// The operation; 0 stands before the first.
+    pub operation: u64,
+    /// What it was, for the messages of tests.
+    pub what: String,
+    medium: Medium,
+}
+
+impl Moment {
+    /// The disk as after a reboot, had the power gone right after this operation.
+    #[must_use]
+    pub fn reopen(&self, seed: u64) -> FaultyDisk {
+        let mut chance = Chance(seed);
+        FaultyDisk::with(self.medium.after_power_cut(&mut chance), chance)
+    }
+}
+
+impl FaultyDisk {
+    /// An empty disk without limit, on which nothing fails yet.
+    #[must_use]
+    pub fn new(seed: u64) -> Self {
+        let medium = Medium {
+            files: HashMap::new(),
+            directories: HashMap::from([(ROOT, Arc::default())]),
+            next_id: ROOT + 1,
+            capacity_bytes: u64::MAX,
+        };
+        Self::with(medium, Chance(seed))
+    }
+
+    fn with(medium: Medium, chance: Chance) -> Self {
+        let faults = BTreeMap::new();
+        Self(Arc::new(Mutex::new(Machine { medium, chance, operations: 0, faults, cut_at: None, moments: None })))
+    }
+
+    /// How many operations there were.
+    #[must_use]
+    pub fn operations(&self) -> u64 {
+        self.0.lock().operations
+    }
+
+    /// Lets an operation fail: the next one has the number [`FaultyDisk::operations`] + 1.
+    pub fn fail_at(&self, operation: u64, fault: Fault) {
+        self.0.lock().faults.insert(operation, fault);
+    }
+
+    /// Cuts the power: this operation and all later ones, reading too, fail. [`FaultyDisk::reopen`] goes on.
+    pub fn cut_at(&self, operation: u64) {
+        self.0.lock().cut_at = Some(operation);
+    }
+
+    /// Sets how many bytes the files may take together.
+    pub fn set_capacity(&self, bytes: u64) {
+        self.0.lock().medium.capacity_bytes = bytes;
+    }
+
+    /// The disk as after a reboot, had the power gone now. This disk is not changed.
+    #[must_use]
+    pub fn reopen(&self, seed: u64) -> Self {
+        let mut chance = Chance(seed);
+        let medium = self.0.lock().medium.after_power_cut(&mut chance);
+        Self::with(medium, chance)
+    }
+
+    /// The disk as the next process finds it, had this one been killed now: nothing is lost, and nothing is more
+    /// durable than it was. This disk is not changed.
+    #[must_use]
+    pub fn after_kill(&self, seed: u64) -> Self {
+        Self::with(self.0.lock().medium.clone(), Chance(seed))
+    }
+
+    /// Keeps a [`Moment`] after each operation from now on, and one of now.
+    pub fn record(&self) {
+        let mut machine = self.0.lock();
+        machine.moments = Some(Vec::new());
+        machine.remember("start");
+    }
+
+    /// The moments since [`FaultyDisk::record`], in order; recording ends.
+    #[must_use]
+    pub fn take_moments(&self) -> Vec<Moment> {
+        self.0.lock().moments.take().unwrap_or_default()
+    }
+
+    /// Makes everything durable as it is, outside of all counting.
+    pub fn settle(&self) {
+        let medium = &mut self.0.lock().medium;
+        medium.files.values_mut().for_each(|file| Arc::make_mut(file).settle());
+        medium.directories.values_mut().for_each(|directory| Arc::make_mut(directory).settle());
+    }
+
+    /// Flips bits of one byte of a file, in what is read and on the medium.
+    ///
+    /// # Panics
+    /// When there is no such byte: a bug of the test.
+    pub fn flip(&self, path: &Path, position: u64, mask: u8) {
+        let mut machine = self.0.lock();
+        let id = machine.medium.file(path).expect("the test names a file that is there");
+        let file = Arc::make_mut(machine.medium.files.get_mut(&id).expect("an entry has its file"));
+        assert!(position < file.length, "the test names a byte of the file");
+        let (index, within) = place(position);
+        let sector = &mut file.sectors[index];
+        let mut bytes = *sector.now;
+        bytes[within] ^= mask;
+        *sector = Sector { now: Arc::new(bytes), before: Vec::new(), forgotten: false };
+    }
+}
+
+fn place(position: u64) -> (usize, usize) {
+    let position = usize::try_from(position).expect("files in memory are short");
+    (position / SECTOR, position % SECTOR)
+}
+
+/// A small generator of chances, the same for the same seed everywhere: SplitMix64.
+#[derive(Clone, Debug)]
+struct Chance(u64);
+
+impl Chance {
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
+        let mut mixed = self.0;
+        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+        mixed ^ (mixed >> 31)
+    }
+
+    fn below(&mut self, limit: usize) -> usize {
+        (self.next() % limit as u64) as usize
+    }
+}
+
+const ROOT: u64 = 1;
+
+/// What is seen and what is on the medium. Cloning copies pointers only.
+#[derive(Clone, Debug)]
+struct Medium {
+    files: HashMap<u64, Arc<File>>,
+    directories: HashMap<u64, Arc<Directory>>,
+    next_id: u64,
+    capacity_bytes: u64,
+}
+
+#[derive(Clone, Debug, Default)]
+struct File {
+    length: u64,
+    /// Lengths that the medium may have instead.
+    lengths_before: Vec<u64>,
+    sectors: Vec<Sector>,
+    /// Whether a directory still names it.
+    linked: bool,
+}
+
+#[derive(Clone, Debug)]
+struct Sector {
+    now: Arc<[u8; SECTOR]>,
+    /// Contents that the medium may have instead: the last synced one, and those written since.
+    before: Vec<Arc<[u8; SECTOR]>>,
+    /// A sync failed: the system takes the sector for clean, and later syncs pass it over.
+    forgotten: bool,
+}
+
+#[derive(Clone, Debug, Default)]
+struct Directory {
+    now: BTreeMap<OsString, Node>,
+    durable: BTreeMap<OsString, Node>,
+    pending: Vec<Change>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Node {
+    File(u64),
+    Directory(u64),
+}
+
+#[derive(Clone, Debug)]
+enum Change {
+    Add(OsString, Node),
+    Remove(OsString, Node),
+    Rename { from: OsString, to: OsString, node: Node },
+}
+
+impl Change {
+    fn apply(&self, entries: &mut BTreeMap<OsString, Node>) {
+        match self {
+            Self::Add(name, node) => {
+                entries.insert(name.clone(), *node);
+            }
+            Self::Remove(name, node) => {
+                if entries.get(name) == Some(node) {
+                    entries.remove(name);
+                }
+            }
+            Self::Rename { from, to, node } => {
+                if entries.get(from) == Some(node) {
+                    entries.remove(from);
+                }
+                entries.insert(to.clone(), *node);
+            }
+        }
+    }
+}
+
+impl Directory {
+    fn settle(&mut self) {
+        self.durable = self.now.clone();
+        self.pending.clear();
+    }
+
+    fn change(&mut self, change: Change) {
+        change.apply(&mut self.now);
+        self.pending.push(change);
+    }
+
+    /// What the medium has: either the first few changes, or any of them, later ones without earlier ones too.
+    fn after_power_cut(&self, chance: &mut Chance) -> BTreeMap<OsString, Node> {
+        let mut entries = self.durable.clone();
+        let in_order = chance.below(2) == 0;
+        let first = chance.below(self.pending.len() + 1);
+        for (index, change) in self.pending.iter().enumerate() {
+            if if in_order { index < first } else { chance.below(2) == 0 } {
+                change.apply(&mut entries);
+            }
+        }
+        entries
+    }
+}
+
+impl File {
+    fn settle(&mut self) {
+        self.lengths_before.clear();
+        for sector in &mut self.sectors {
+            sector.before.clear();
+            sector.forgotten = false;
+        }
+    }
+
+    fn sync(&mut self) {
+        self.lengths_before.clear();
+        self.sectors.iter_mut().filter(|sector| !sector.forgotten).for_each(|sector| sector.before.clear());
+    }
+
+    fn sync_failed(&mut self) {
+        self.sectors.iter_mut().filter(|sector| !sector.before.is_empty()).for_each(|sector| sector.forgotten = true);
+    }
+
+    fn resize(&mut self, length: u64) {
+        if length == self.length {
+            return;
+        }
+        self.lengths_before.push(self.length);
+        self.length = length;
+        let zeros = Arc::new([0; SECTOR]);
+        let sectors = usize::try_from(length).expect("files in memory are short").div_ceil(SECTOR);
+        self.sectors.resize_with(sectors, || Sector { now: zeros.clone(), before: Vec::new(), forgotten: false });
+        let within = place(length).1;
+        if within != 0
+            && let Some(last) = self.sectors.last_mut()
+            && last.now[within..].iter().any(|&byte| byte != 0)
+        {
+            let mut bytes = *last.now;
+            bytes[within..].fill(0);
+            last.write(bytes);
+        }
+    }
+
+    fn write(&mut self, bytes: &[u8], position: u64, mut arrives: impl FnMut() -> bool) {
+        let mut rest = bytes;
+        let mut at = position;
+        while !rest.is_empty() {
+            let (index, within) = place(at);
+            let count = rest.len().min(SECTOR - within);
+            if arrives() {
+                let mut sector = *self.sectors[index].now;
+                sector[within..within + count].copy_from_slice(&rest[..count]);
+                self.sectors[index].write(sector);
+            }
+            rest = &rest[count..];
+            at += count as u64;
+        }
+    }
+
+    fn after_power_cut(&self, chance: &mut Chance) -> Self {
+        let pick = chance.below(self.lengths_before.len() + 1);
+        let length = self.lengths_before.get(pick).copied().unwrap_or(self.length);
+        let mut file = Self { length: self.length, linked: true, ..Self::default() };
+        file.sectors.extend(self.sectors.iter().map(|sector| {
+            let now = if sector.before.is_empty() {
+                &sector.now
+            } else {
+                sector.before.get(chance.below(sector.before.len() + 1)).unwrap_or(&sector.now)
+            };
+            Sector { now: now.clone(), before: Vec::new(), forgotten: false }
+        }));
+        file.resize(length);
+        file.settle();
+        file
+    }
+}
+
+impl Sector {
+    fn write(&mut self, bytes: [u8; SECTOR]) {
+        self.before.push(std::mem::replace(&mut self.now, Arc::new(bytes)));
+        self.forgotten = false;
+    }
+}
+
+impl Medium {
+    /// The directory that a path names.
+    fn directory(&self, path: &Path) -> io::Result<u64> {
+        path.components().try_fold(ROOT, |id, component| {
+            let Component::Normal(name) = component else { return Err(io::ErrorKind::InvalidInput.into()) };
+            match self.directories[&id].now.get(name) {
+                Some(Node::Directory(id)) => Ok(*id),
+                Some(Node::File(_)) => Err(io::ErrorKind::NotADirectory.into()),
+                None => Err(io::ErrorKind::NotFound.into()),
+            }
+        })
+    }
+
+    /// The directory that holds what a path names, and the name in it.
+    fn parent(&self, path: &Path) -> io::Result<(u64, OsString)> {
+        let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else {
+            return Err(io::ErrorKind::InvalidInput.into());
+        };
+        Ok((self.directory(parent)?, name.to_owned()))
+    }
+
+    fn node(&self, path: &Path) -> io::Result<Node> {
+        let (directory, name) = self.parent(path)?;
+        self.directories[&directory].now.get(&name).copied().ok_or_else(|| io::ErrorKind::NotFound.into())
+    }
+
+    fn file(&self, path: &Path) -> io::Result<u64> {
+        match self.node(path)? {
+            Node::File(id) => Ok(id),
+            Node::Directory(_) => Err(io::ErrorKind::IsADirectory.into()),
+        }
+    }
+
+    fn directory_mut(&mut self, id: u64) -> &mut Directory {
+        Arc::make_mut(self.directories.get_mut(&id).expect("an entry has its directory"))
+    }
+
+    fn file_mut(&mut self, id: u64) -> &mut File {
+        Arc::make_mut(self.files.get_mut(&id).expect("an entry has its file"))
+    }
+
+    fn used_bytes(&self) -> u64 {
+        self.files.values().filter(|file| file.linked).map(|file| file.length.next_multiple_of(SECTOR as u64)).sum()
+    }
+
+    /// Whether a file may become so long.
+    fn has_space(&self, id: u64, length: u64) -> bool {
+        let more = length.next_multiple_of(SECTOR as u64).saturating_sub(self.files[&id].length);
+        more == 0 || self.used_bytes().saturating_add(more) <= self.capacity_bytes
+    }
+
+    fn unlink(&mut self, node: Option<Node>) {
+        if let Some(Node::File(id)) = node {
+            self.file_mut(id).linked = false;
+        }
+    }
+
+    fn after_power_cut(&self, chance: &mut Chance) -> Self {
+        let mut after = Self { files: HashMap::new(), directories: HashMap::new(), ..*self };
+        let mut open = vec![ROOT];
+        while let Some(id) = open.pop() {
+            let entries = self.directories[&id].after_power_cut(chance);
+            for node in entries.values() {
+                match node {
+                    Node::File(id) => {
+                        after.files.insert(*id, Arc::new(self.files[id].after_power_cut(chance)));
+                    }
+                    Node::Directory(id) => open.push(*id),
+                }
+            }
+            let directory = Directory { now: entries.clone(), durable: entries, pending: Vec::new() };
+            after.directories.insert(id, Arc::new(directory));
+        }
+        after
+    }
+}
+
+impl Machine {
+    fn powered(&self) -> io::Result<()> {
+        match self.cut_at {
+            Some(cut_at) if self.operations + 1 >= cut_at => Err(io::Error::other("the power is off")),
+            _ => Ok(()),
+        }
+    }
+
+    /// Counts an operation and does it, unless it is to fail.
+    fn operate<T>(
+        &mut self,
+        what: impl FnOnce() -> String,
+        work: impl FnOnce(&mut Medium, Option<Fault>, &mut Chance) -> io::Result<T>,
+    ) -> io::Result<T> {
+        self.powered()?;
+        self.operations += 1;
+        let fault = self.faults.remove(&self.operations);
+        let result = work(&mut self.medium, fault, &mut self.chance);
+        if self.moments.is_some() {
+            self.remember(&what());
+        }
+        result
+    }
+
+    fn remember(&mut self, what: &str) {
+        let moment = Moment { operation: self.operations, what: what.to_string(), medium: self.medium.clone() };
+        self.moments.get_or_insert_default().push(moment);
+    }
+}
+
+/// An operation without parts either fails or happens.
+fn fail_whole(fault: Option<Fault>) -> io::Result<()> {
+    match fault {
+        None => Ok(()),
+        Some(Fault::Eio | Fault::Torn) => Err(eio()),
+        Some(Fault::Enospc | Fault::Short { .. }) => Err(io::ErrorKind::StorageFull.into()),
+    }
+}
+
+fn eio() -> io::Error {
+    io::Error::other("input/output error (injected)")
+}
+
+impl Disk for FaultyDisk {
+    fn open(&self, path: &Path) -> io::Result<Arc<dyn DiskFile>> {
+        let machine = self.0.lock();
+        machine.powered()?;
+        let id = machine.medium.file(path)?;
+        Ok(Arc::new(FaultyFile { disk: self.clone(), id, path: path.to_path_buf() }))
+    }
+
+    fn create(&self, path: &Path) -> io::Result<Arc<dyn DiskFile>> {
+        let id = self.0.lock().operate(
+            || format!("create {}", path.display()),
+            |medium, fault, _| {
+                let (directory, name) = medium.parent(path)?;
+                if medium.directories[&directory].now.contains_key(&name) {
+                    return Err(io::ErrorKind::AlreadyExists.into());
+                }
+                fail_whole(fault)?;
+                let id = medium.next_id;
+                medium.next_id += 1;
+                medium.files.insert(id, Arc::new(File { linked: true, ..File::default() }));
+                medium.directory_mut(directory).change(Change::Add(name, Node::File(id)));
+                Ok(id)
+            },
+        )?;
+        Ok(Arc::new(FaultyFile { disk: self.clone(), id, path: path.to_path_buf() }))
+    }
+
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        self.0.lock().operate(
+            || format!("rename {} to {}", from.display(), to.display()),
+            |medium, fault, _| {
+                let ((directory, from), (other, to), node) =
+                    (medium.parent(from)?, medium.parent(to)?, medium.node(from)?);
+                if directory != other {
+                    return Err(io::ErrorKind::CrossesDevices.into());
+                }
+                fail_whole(fault)?;
+                let replaced = medium.directories[&directory].now.get(&to).copied();
+                medium.unlink(replaced);
+                medium.directory_mut(directory).change(Change::Rename { from, to, node });
+                Ok(())
+            },
+        )
+    }
+
+    fn remove(&self, path: &Path) -> io::Result<()> {
+        self.0.lock().operate(
+            || format!("remove {}", path.display()),
+            |medium, fault, _| {
+                let node = Node::File(medium.file(path)?);
+                fail_whole(fault)?;
+                let (directory, name) = medium.parent(path)?;
+                medium.unlink(Some(node));
+                medium.directory_mut(directory).change(Change::Remove(name, node));
+                Ok(())
+            },
+        )
+    }
+
+    fn create_dir(&self, path: &Path) -> io::Result<()> {
+        self.0.lock().operate(
+            || format!("create directory {}", path.display()),
+            |medium, fault, _| {
+                fail_whole(fault)?;
+                let mut at = PathBuf::new();
+                for component in path.components() {
+                    at.push(component);
+                    match medium.directory(&at) {
+                        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                            let (directory, name) = medium.parent(&at)?;
+                            let id = medium.next_id;
+                            medium.next_id += 1;
+                            medium.directories.insert(id, Arc::default());
+                            medium.directory_mut(directory).change(Change::Add(name, Node::Directory(id)));
+                        }
+                        other => drop(other?),
+                    }
+                }
+                Ok(())
+            },
+        )
+    }
+
+    fn remove_dir(&self, path: &Path) -> io::Result<()> {
+        self.0.lock().operate(
+            || format!("remove directory {}", path.display()),
+            |medium, fault, _| {
+                let id = match medium.directory(path) {
+                    Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+                    id => id?,
+                };
+                fail_whole(fault)?;
+                let (directory, name) = medium.parent(path)?;
+                medium.directory_mut(directory).change(Change::Remove(name, Node::Directory(id)));
+                let mut open = vec![id];
+                while let Some(id) = open.pop() {
+                    for node in medium.directories[&id].now.clone().into_values() {
+                        match node {
+                            Node::File(_) => medium.unlink(Some(node)),
+                            Node::Directory(id) => open.push(id),
+                        }
+                    }
+                }
+                Ok(())
+            },
+        )
+    }
+
+    fn list(&self, path: &Path) -> io::Result<Vec<PathBuf>> {
+        let machine = self.0.lock();
+        machine.powered()?;
+        match machine.medium.directory(path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
+            id => Ok(machine.medium.directories[&id?].now.keys().map(PathBuf::from).collect()),
+        }
+    }
+
+    fn sync_dir(&self, path: &Path) -> io::Result<()> {
+        self.0.lock().operate(
+            || format!("sync directory {}", path.display()),
+            |medium, fault, _| {
+                fail_whole(fault)?;
+                let id = medium.directory(path)?;
+                medium.directory_mut(id).settle();
+                Ok(())
+            },
+        )
+    }
+
+    fn free_bytes(&self) -> io::Result<u64> {
+        let machine = self.0.lock();
+        machine.powered()?;
+        Ok(machine.medium.capacity_bytes.saturating_sub(machine.medium.used_bytes()))
+    }
+
+    fn used_bytes(&self, path: &Path) -> io::Result<u64> {
+        let machine = self.0.lock();
+        machine.powered()?;
+        let medium = &machine.medium;
+        let length = |id: &u64| medium.files[id].length.next_multiple_of(SECTOR as u64);
+        if let Ok(id) = medium.file(path) {
+            return Ok(length(&id));
+        }
+        let (mut open, mut bytes) = (vec![], 0);
+        match medium.directory(path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(0),
+            id => open.push(id?),
+        }
+        while let Some(id) = open.pop() {
+            for node in medium.directories[&id].now.values() {
+                match node {
+                    Node::File(id) => bytes += length(id),
+                    Node::Directory(id) => open.push(*id),
+                }
+            }
+        }
+        Ok(bytes)
+    }
+
+    fn root(&self) -> Option<&Path> {
+        None
+    }
+}
+
+#[derive(Debug)]
+struct FaultyFile {
+    disk: FaultyDisk,
+    id: u64,
+    /// The name it was opened by, for messages.
+    path: PathBuf,
+}
+
+impl DiskFile for FaultyFile {
+    fn read_exact_at(&self, buffer: &mut [u8], position: u64) -> io::Result<()> {
+        let machine = self.disk.0.lock();
+        machine.powered()?;
+        let file = &machine.medium.files[&self.id];
+        if position.saturating_add(buffer.len() as u64) > file.length {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        let (mut at, mut rest) = (position, buffer);
+        while !rest.is_empty() {
+            let (index, within) = place(at);
+            let count = rest.len().min(SECTOR - within);
+            let (head, tail) = rest.split_at_mut(count);
+            head.copy_from_slice(&file.sectors[index].now[within..within + count]);
+            (at, rest) = (at + count as u64, tail);
+        }
+        Ok(())
+    }
+
+    fn write_all_at(&self, bytes: &[u8], position: u64) -> io::Result<()> {
+        self.disk.0.lock().operate(
+            || format!("write {} bytes to {} at {position}", bytes.len(), self.path.display()),
+            |medium, fault, chance| {
+                let bytes = match fault {
+                    Some(Fault::Eio | Fault::Enospc) => return fail_whole(fault),
+                    Some(Fault::Short { bytes: count }) => &bytes[..count.min(bytes.len())],
+                    Some(Fault::Torn) | None => bytes,
+                };
+                let end = position + bytes.len() as u64;
+                if end > medium.files[&self.id].length {
+                    if !medium.has_space(self.id, end) {
+                        return Err(io::ErrorKind::StorageFull.into());
+                    }
+                    medium.file_mut(self.id).resize(end);
+                }
+                let torn = fault == Some(Fault::Torn);
+                medium.file_mut(self.id).write(bytes, position, || !torn || chance.below(2) == 0);
+                fail_whole(fault)
+            },
+        )
+    }
+
+    fn sync_data(&self) -> io::Result<()> {
+        self.disk.0.lock().operate(
+            || format!("sync {}", self.path.display()),
+            |medium, fault, _| {
+                let file = medium.file_mut(self.id);
+                if fault.is_some() {
+                    file.sync_failed()
+                } else {
+                    file.sync()
+                }
+                fail_whole(fault)
+            },
+        )
+    }
+
+    fn set_len(&self, bytes: u64) -> io::Result<()> {
+        self.disk.0.lock().operate(
+            || format!("set the length of {} to {bytes}", self.path.display()),
+            |medium, fault, _| {
+                fail_whole(fault)?;
+                if !medium.has_space(self.id, bytes) {
+                    return Err(io::ErrorKind::StorageFull.into());
+                }
+                medium.file_mut(self.id).resize(bytes);
+                Ok(())
+            },
+        )
+    }
+
+    fn len(&self) -> io::Result<u64> {
+        let machine = self.disk.0.lock();
+        machine.powered()?;
+        Ok(machine.medium.files[&self.id].length)
+    }
+}

@@ -1,0 +1,595 @@
+//! The keeper: the house-keeping of the log, on a thread of its own.
+//!
+//! It reserves journal, builds volumes of closed stretches, writes the checkpoint, applies retention, rewrites
+//! volumes with little left in them, and looks whether there is space. All of it in steps of which the manifest
+//! swap is the only one that counts: what goes before it can be thrown away, what comes after it can be repeated.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use wildmatch::WildMatch;
+
+use super::queue::Rise;
+use super::{Indexed, Shared, since};
+use crate::metrics::{Budget, StorageState, Work};
+use crate::protocol::Batch;
+use crate::storage::checkpoint;
+use crate::storage::commit::{BodyPlace, CommitSeq, Floor};
+use crate::storage::engine::{EngineError, Health, Read, ReadAt};
+use crate::storage::error::StorageError;
+use crate::storage::journal::{JournalFiles, JournalUse};
+use crate::storage::manifest::{Manifest, VolumeEntry};
+use crate::storage::marks::Durability;
+use crate::storage::options::Retention;
+use crate::storage::publishers::Publishers;
+use crate::storage::room::{Facts, RoomId};
+use crate::storage::volume::{Input, VolumeError, VolumeId, VolumeInfo, build, reread};
+use crate::types::{Offset, RoomName, Time};
+
+/// How often the keeper looks around when nobody asks.
+const PERIOD: Duration = Duration::from_millis(100);
+
+/// How often it looks at what is slow to change.
+const SLOW_PERIOD: Duration = Duration::from_secs(1);
+
+/// How long it waits after work that failed.
+const RETRY_AFTER: Duration = Duration::from_secs(5);
+
+/// A step of the system's clock beyond this suspends retention by age.
+const CLOCK_STEP_MAX: Duration = Duration::from_secs(600);
+
+/// Volumes below this are joined with their neighbours, in stored bytes.
+const SMALL_VOLUME_BYTES: u64 = 32 << 20;
+
+/// So many small neighbours are joined at once.
+const JOINED_VOLUMES: usize = 8;
+
+/// What is asked of the keeper.
+#[derive(Debug, Default)]
+pub(super) struct Asked {
+    pub(super) work: bool,
+    pub(super) stop: bool,
+}
+
+pub(super) struct Keeper {
+    shared: Arc<Shared>,
+    files: JournalFiles,
+    manifest: Manifest,
+    rules: Vec<(WildMatch, Retention)>,
+    retry: Option<Instant>,
+    slow: Instant,
+    clock: Clock,
+}
+
+/// Watches the system's clock against the one that cannot be set.
+struct Clock {
+    wall: Time,
+    steady: Instant,
+    alarm: bool,
+}
+
+impl Keeper {
+    pub(super) fn new(shared: Arc<Shared>, manifest: Manifest, files: JournalFiles) -> Self {
+        let rules = shared.options.retention.iter().map(|rule| (WildMatch::new(&rule.rooms), rule.clone())).collect();
+        let clock = Clock { wall: Time::now(), steady: Instant::now(), alarm: false };
+        Self { shared, files, manifest, rules, retry: None, slow: Instant::now(), clock }
+    }
+
+    pub(super) fn run(mut self) {
+        loop {
+            self.step();
+            let mut asked = self.shared.keeper.lock();
+            if !asked.work && !asked.stop {
+                self.shared.keeper_asked.wait_for(&mut asked, PERIOD);
+            }
+            asked.work = false;
+            if asked.stop {
+                return;
+            }
+        }
+    }
+
+    /// Does what is due.
+    pub(super) fn step(&mut self) {
+        let failed = matches!(*self.shared.health.lock(), Health::Failed(_) | Health::Closed);
+        if failed {
+            return;
+        }
+        self.reserve();
+        if self.retry.is_some_and(|at| Instant::now() < at) {
+            return;
+        }
+        self.retry = None;
+        if self.stretch_is_due() {
+            let begun = Instant::now();
+            let done = self.build();
+            self.finish(Work::Build, begun, done);
+        }
+        if self.slow.elapsed() >= SLOW_PERIOD {
+            self.slow = Instant::now();
+            self.retain();
+            let begun = Instant::now();
+            match self.rewrite() {
+                Ok(false) => {}
+                Ok(true) => self.finish(Work::Rewrite, begun, Ok(())),
+                Err(error) => self.finish(Work::Rewrite, begun, Err(error)),
+            }
+            self.observe();
+        }
+    }
+
+    fn finish(&mut self, work: Work, begun: Instant, done: Result<(), KeepError>) {
+        let metrics = &self.shared.metrics;
+        match done {
+            Ok(()) => {
+                metrics.builds[work].increment(1);
+                metrics.build_duration[work].record(begun.elapsed());
+                self.observe();
+            }
+            Err(error) => {
+                tracing::warn!("a volume could not be finished, it is tried again: {error}");
+                metrics.builds_failed[work].increment(1);
+                self.retry = Some(Instant::now() + RETRY_AFTER);
+            }
+        }
+    }
+
+    /// Sees to it that the committer finds a file to go on in, and that a full disk heals.
+    fn reserve(&mut self) {
+        if self.files.wants_reserve()
+            && let Err(error) = self.files.reserve()
+            && !error.is_full()
+        {
+            tracing::warn!("no journal file could be reserved: {error}");
+        }
+        let full = matches!(*self.shared.health.lock(), Health::Full(_));
+        let backlog = self.journal_use();
+        let over = backlog.live >= self.shared.options.journal_bytes_max;
+        let free = self.shared.disk.free_bytes().unwrap_or(0);
+        let enough = free >= self.shared.options.disk_reserve_bytes;
+        if full && enough && !over {
+            tracing::info!("there is space again, publishes are accepted");
+            *self.shared.health.lock() = Health::Ok;
+            self.shared.metrics.storage_state.set(StorageState::Accepting.number());
+        } else if !full && !enough {
+            self.shared.full(format!(
+                "{free} bytes are free on the disk, {} must stay free",
+                self.shared.options.disk_reserve_bytes
+            ));
+        }
+    }
+
+    fn journal_use(&self) -> JournalUse {
+        self.files.bytes()
+    }
+
+    fn stretch_is_due(&self) -> bool {
+        let committed = *self.shared.committed.lock();
+        if committed.seq < self.manifest.journal.seq {
+            return false;
+        }
+        if self.journal_use().commits >= self.shared.options.stretch_bytes {
+            return true;
+        }
+        let oldest = self.files.live().first().and_then(|file| file.commits).map(|commits| commits.first_time);
+        let age_max = u64::try_from(self.shared.options.stretch_age_max.as_micros()).unwrap_or(u64::MAX);
+        oldest.is_some_and(|oldest| self.shared.now().0.saturating_sub(oldest.0) > age_max)
+    }
+
+    /// Makes a volume of all that is committed by now, and lets that stretch of the journal go.
+    pub(super) fn build(&mut self) -> Result<(), KeepError> {
+        let begun = Instant::now();
+        let stretch = Stretch { last: *self.shared.committed.lock() };
+        let first_seq = self.manifest.journal.seq;
+        let id = VolumeId(self.manifest.next_volume);
+        let rooms = self.shared.catalog.by_id();
+        let shared = Arc::clone(&self.shared);
+        let (mut floors, mut body) = (HashMap::new(), Vec::new());
+        for (id, name) in &rooms {
+            if let Some(facts) = shared.catalog.facts(name.as_str()) {
+                floors.insert(id.0, facts.floor);
+            }
+        }
+        let input = rooms.iter().flat_map(|(id, name)| {
+            let places = stretch.places(&shared, name);
+            places.into_iter().map(|indexed| (id.0, indexed))
+        });
+        let input = input.map(|(room, indexed): (u64, Indexed)| {
+            shared.journal.read(&indexed.place, &mut body).map_err(|error| VolumeError::Input(Box::new(error)))?;
+            Ok(Input { room, prev: indexed.prev, body: bytes::Bytes::copy_from_slice(&body) })
+        });
+        let floor = |room| floors.get(&room).copied().unwrap_or_default();
+        let commits = (first_seq.0, stretch.last.seq.0);
+        let built = build(&*self.shared.disk, &*self.shared.store, id, commits, input, floor)?;
+
+        let (checkpoint, places) = self.checkpoint(&rooms)?;
+        let mut manifest = self.manifest.clone();
+        manifest.next_volume += 1;
+        manifest.checkpoint = Some(manifest.next_checkpoint);
+        manifest.next_checkpoint += 1;
+        manifest.next_room = rooms.last().map_or(1, |(id, _)| id.0 + 1).max(manifest.next_room);
+        manifest.volumes.extend(built.iter().map(entry));
+        manifest.journal = self.files.start_at(stretch.last.seq.next()).ok_or(KeepError::Stretch)?;
+        self.swap(manifest)?;
+
+        // Published before the journal is dropped: a reader finds the records in one or the other.
+        let added: Vec<_> = built.iter().map(|built| built.id).collect();
+        self.shared.volumes.swap(&added, &[])?;
+        for (_, name) in &rooms {
+            stretch.drop_places(&self.shared, name);
+        }
+        self.shared.catalog.checkpointed(Arc::new(checkpoint), &places);
+        self.files.retire(&self.manifest.journal)?;
+        self.remove_old_checkpoints();
+        let unloaded = self.shared.catalog.unload();
+        tracing::info!(
+            volume = %id,
+            records = built.map_or(0, |built| built.records),
+            stored_bytes = built.map_or(0, |built| built.stored_bytes),
+            unloaded_rooms = unloaded,
+            "a stretch of the journal has become a volume in {}",
+            since(begun)
+        );
+        Ok(())
+    }
+
+    /// Writes what is known of all rooms. It may see more than the stretch, but nothing that is not durable when
+    /// the manifest names it.
+    fn checkpoint(
+        &self,
+        rooms: &[(RoomId, RoomName)],
+    ) -> Result<(checkpoint::Checkpoint, HashMap<RoomId, checkpoint::Place>), KeepError> {
+        let shared = &self.shared;
+        let io = |source| {
+            KeepError::Storage(StorageError::Io {
+                path: checkpoint::path(self.manifest.next_checkpoint),
+                doing: "write",
+                source,
+            })
+        };
+        let mut writer = checkpoint::Writer::create(&*shared.disk, self.manifest.next_checkpoint).map_err(io)?;
+        let (mut places, mut bytes) = (HashMap::with_capacity(rooms.len()), Vec::new());
+        let now = shared.now();
+        for (id, name) in rooms {
+            bytes.clear();
+            let facts = match shared.catalog.entry(name) {
+                None => continue,
+                Some(crate::storage::catalog::Loaded::Yes(room)) => {
+                    let mut log = room.log.lock();
+                    log.publishers.expire(shared.memory, now);
+                    log.publishers.encode_into(&mut bytes);
+                    log.changed = false;
+                    log.facts
+                }
+                Some(crate::storage::catalog::Loaded::No(facts, place, checkpoint)) => {
+                    bytes = checkpoint.publishers_bytes(place)?;
+                    facts
+                }
+                Some(crate::storage::catalog::Loaded::Bare(facts)) => {
+                    Publishers::default().encode_into(&mut bytes);
+                    facts
+                }
+            };
+            places.insert(*id, writer.room(*id, name, &facts, &bytes).map_err(io)?);
+        }
+        let written = writer.finish(&*shared.disk).map_err(io)?;
+        self.wait_until_durable()?;
+        Ok((written, places))
+    }
+
+    /// Waits for the commit that is being made, if one is: the checkpoint may have seen it.
+    fn wait_until_durable(&self) -> Result<(), KeepError> {
+        let making = self.shared.making();
+        let mut committed = self.shared.committed.lock();
+        while committed.seq < making {
+            if matches!(*self.shared.health.lock(), Health::Failed(_)) {
+                return Err(KeepError::Failed);
+            }
+            self.shared.committed_changed.wait_for(&mut committed, PERIOD);
+        }
+        Ok(())
+    }
+
+    fn swap(&mut self, manifest: Manifest) -> Result<(), KeepError> {
+        if self.shared.options.durability == Durability::Os {
+            self.files.sync()?;
+        }
+        manifest.swap(&*self.shared.disk)?;
+        self.manifest = manifest;
+        Ok(())
+    }
+
+    fn remove_old_checkpoints(&self) {
+        let Some(current) = self.manifest.checkpoint else { return };
+        let meta = std::path::Path::new("meta");
+        for name in self.shared.disk.list(meta).unwrap_or_default() {
+            if !checkpoint::path(current).ends_with(&name)
+                && name.extension().is_some_and(|extension| extension == "rlm")
+            {
+                let _ = self.shared.disk.remove(&meta.join(&name));
+            }
+        }
+    }
+
+    /// Deletes volumes with nothing retained in them, rewrites those with little, joins small neighbours. One
+    /// piece of work per call; whether there was any.
+    fn rewrite(&mut self) -> Result<bool, KeepError> {
+        self.shared.volumes.sweep()?;
+        if self.manifest.volumes.is_empty() {
+            return Ok(false);
+        }
+        let floors: HashMap<u64, Offset> =
+            self.shared.catalog.floors().into_iter().map(|(id, facts)| (id.0, facts.floor)).collect();
+        let floor = |room| floors.get(&room).copied().unwrap_or_default();
+        let below = u64::from(self.shared.options.rewrite_below_percent);
+        let mut small = Vec::new();
+        let mut chosen = Vec::new();
+        let infos = self.shared.volumes.infos();
+        for info in &infos {
+            let live = self.live(info, floor)?;
+            if live.live_records < live.records && live.live_stored_bytes * 100 <= live.stored_bytes * below {
+                chosen = vec![info.id];
+                break;
+            }
+            if info.stored_bytes < SMALL_VOLUME_BYTES {
+                small.push(info.id);
+                if small.len() == JOINED_VOLUMES {
+                    chosen = std::mem::take(&mut small);
+                    break;
+                }
+            } else {
+                small.clear();
+            }
+        }
+        if chosen.is_empty() {
+            return Ok(false);
+        }
+        self.replace(&chosen, &infos, floor)?;
+        Ok(true)
+    }
+
+    fn live(
+        &self,
+        info: &VolumeInfo,
+        floor: impl FnMut(u64) -> Offset,
+    ) -> Result<crate::storage::volume::Live, KeepError> {
+        Ok(self.shared.volumes.live_of(info.id, floor)?)
+    }
+
+    /// Builds one volume of what is retained in some that follow one another, and takes their place.
+    fn replace(
+        &mut self,
+        chosen: &[VolumeId],
+        infos: &[VolumeInfo],
+        floor: impl FnMut(u64) -> Offset + Copy,
+    ) -> Result<(), KeepError> {
+        let begun = Instant::now();
+        let of = |id: &VolumeId| infos.iter().find(|info| info.id == *id).expect("chosen of these");
+        let (first, last) = (of(&chosen[0]), of(&chosen[chosen.len() - 1]));
+        let before: u64 = chosen.iter().map(|id| self.shared.volumes.disk_bytes(*id).unwrap_or(0)).sum();
+        let id = VolumeId(self.manifest.next_volume);
+        let input = reread(&self.shared.volumes, chosen, floor)?;
+        let commits = (first.commit_first, last.commit_last);
+        let built = build(&*self.shared.disk, &*self.shared.store, id, commits, input, floor)?;
+        let mut manifest = self.manifest.clone();
+        manifest.next_volume += 1;
+        manifest.volumes.retain(|volume| !chosen.contains(&VolumeId(volume.id)));
+        manifest.volumes.extend(built.iter().map(entry));
+        self.swap(manifest)?;
+        let added: Vec<_> = built.iter().map(|built| built.id).collect();
+        self.shared.volumes.swap(&added, chosen)?;
+        self.shared.volumes.sweep()?;
+        let after = added.first().and_then(|id| self.shared.volumes.disk_bytes(*id).ok()).unwrap_or(0);
+        self.shared.metrics.retention_bytes.increment(before.saturating_sub(after));
+        tracing::info!(
+            volumes = chosen.len(),
+            bytes_before = before,
+            bytes_after = after,
+            "volumes with little left were rewritten in {}",
+            since(begun)
+        );
+        Ok(())
+    }
+
+    /// Raises the floors that retention asks for.
+    pub(super) fn retain(&mut self) {
+        if self.rules.is_empty() {
+            return;
+        }
+        let by_age = self.clock.is_steady(Time::now());
+        self.shared.metrics.clock_alarm.set(if by_age { 0.0 } else { 1.0 });
+        let now = self.shared.now();
+        let rules = &self.rules;
+        let rule =
+            |name: &RoomName| rules.iter().find(|(pattern, _)| pattern.matches(name.as_str())).map(|(_, rule)| rule);
+        let due = self
+            .shared
+            .catalog
+            .filter(|name, facts| rule(name).is_some_and(|rule| Excess::of(rule, facts, now, by_age).any()));
+        let mut rises = Vec::new();
+        for name in due {
+            let Some(rule) = rule(&name) else { continue };
+            match self.rise(&name, rule, now, by_age) {
+                Ok(rise) => rises.extend(rise),
+                Err(error) => tracing::error!(room = %name, "retention cannot read the room: {error}"),
+            }
+        }
+        if !rises.is_empty() {
+            self.shared.queue.rise(rises);
+        }
+    }
+
+    /// Walks a room from its oldest record until no more has to go.
+    fn rise(&self, name: &RoomName, rule: &Retention, now: Time, by_age: bool) -> Result<Option<Rise>, EngineError> {
+        let room = self.shared.catalog.room(name.as_str())?;
+        let facts = room.facts();
+        let mut excess = Excess::of(rule, &facts, now, by_age);
+        let mut rise =
+            Floor { floor: facts.floor, first: Offset::ZERO, first_time: Time::default(), records: 0, bytes: 0 };
+        'blocks: while excess.any() {
+            let Read::Block(block) = self.shared.read(&room, ReadAt::After(rise.floor))? else { break };
+            let damaged = |error| EngineError::Damaged(format!("room {name:?}: {error}"));
+            let batch = Batch::parse(&block.body).map_err(damaged)?;
+            for run in batch.runs() {
+                let run = run.map_err(damaged)?;
+                if run.last() <= rise.floor {
+                    continue;
+                }
+                let (mut area, mut offset) = (run.area, run.first);
+                while let Some((_, rest)) = area.split_first().map_err(damaged)? {
+                    let bytes = (area.0.len() - rest.0.len()) as u64;
+                    if offset > rise.floor {
+                        if !excess.takes(run.time) {
+                            (rise.first, rise.first_time) = (offset, run.time);
+                            break 'blocks;
+                        }
+                        excess.took(bytes);
+                        rise.floor = offset;
+                        rise.records += 1;
+                        rise.bytes += bytes;
+                    }
+                    area = rest;
+                    offset = Offset(offset.0 + run.header.step);
+                }
+            }
+        }
+        if rise.floor == facts.floor {
+            return Ok(None);
+        }
+        if rise.first == Offset::ZERO
+            && rise.floor < facts.head
+            && let Read::Block(block) = self.shared.read(&room, ReadAt::After(rise.floor))?
+        {
+            // The walk ended with a block: what stays begins with the next one.
+            (rise.first, rise.first_time) = (block.first, block.last_time);
+        }
+        Ok(Some(Rise { room, floor: rise }))
+    }
+
+    /// Tells the gauges.
+    fn observe(&self) {
+        let shared = &self.shared;
+        let metrics = &shared.metrics;
+        let journal = self.journal_use();
+        metrics.journal_bytes.set((journal.live + journal.reserved + journal.spare) as f64);
+        metrics.builder_backlog.set(journal.commits as f64);
+        metrics.volumes.set(self.manifest.volumes.len() as f64);
+        let volumes =
+            self.manifest.volumes.iter().map(|volume| shared.volumes.disk_bytes(VolumeId(volume.id)).unwrap_or(0));
+        metrics.volume_bytes.set(volumes.sum::<u64>() as f64);
+        let in_use = shared.volumes.in_use();
+        metrics.budget_used[Budget::BlockCache].set(in_use.cache_bytes as f64);
+        metrics.budget_used[Budget::OpenVolumes].set(in_use.held_bytes as f64);
+        metrics.budget_used[Budget::CommitQueue].set(shared.queue.bytes() as f64);
+        metrics.disk_free.set(shared.disk.free_bytes().unwrap_or(0) as f64);
+        let (known, loaded) = shared.catalog.counts();
+        metrics.rooms.set(known as f64);
+        metrics.rooms_loaded.set(loaded as f64);
+    }
+}
+
+fn entry(info: &VolumeInfo) -> VolumeEntry {
+    VolumeEntry {
+        id: info.id.0,
+        first_seq: CommitSeq(info.commit_first),
+        last_seq: CommitSeq(info.commit_last),
+        records: info.records,
+        bytes: info.stored_bytes,
+    }
+}
+
+/// A stretch of the journal: everything up to a commit.
+struct Stretch {
+    last: super::Committed,
+}
+
+impl Stretch {
+    fn holds(&self, place: BodyPlace) -> bool {
+        (place.file, place.at) < (self.last.file, self.last.end)
+    }
+
+    /// The batches of a room that lie in the stretch.
+    fn places(&self, shared: &Shared, name: &RoomName) -> Vec<Indexed> {
+        let Some(room) = shared.catalog.loaded(name) else { return Vec::new() };
+        room.with_state(|state| state.journal.iter().take_while(|indexed| self.holds(indexed.place)).copied().collect())
+    }
+
+    fn drop_places(&self, shared: &Shared, name: &RoomName) {
+        let Some(room) = shared.catalog.loaded(name) else { return };
+        room.with_state(|state| {
+            while state.journal.front().is_some_and(|indexed| self.holds(indexed.place)) {
+                state.journal.pop_front();
+            }
+            if state.journal.is_empty() {
+                state.journal.shrink_to_fit();
+            }
+        });
+    }
+}
+
+/// What has to go of a room.
+struct Excess {
+    records: u64,
+    bytes: u64,
+    /// Records of an earlier time.
+    before: Time,
+    oldest: Time,
+}
+
+impl Excess {
+    fn of(rule: &Retention, facts: &Facts, now: Time, by_age: bool) -> Self {
+        let age = rule.max_age.filter(|_| by_age).map(|age| u64::try_from(age.as_micros()).unwrap_or(u64::MAX));
+        Self {
+            records: rule.max_records.map_or(0, |max| facts.records.saturating_sub(max)),
+            bytes: rule.max_bytes.map_or(0, |max| facts.bytes.saturating_sub(max)),
+            before: Time(age.map_or(0, |age| now.0.saturating_sub(age))),
+            oldest: if facts.is_empty() { Time(u64::MAX) } else { facts.first_time },
+        }
+    }
+
+    fn any(&self) -> bool {
+        self.takes(self.oldest)
+    }
+
+    /// Whether the oldest record, of this time, goes.
+    fn takes(&self, time: Time) -> bool {
+        self.records > 0 || self.bytes > 0 || time < self.before
+    }
+
+    fn took(&mut self, bytes: u64) {
+        self.records = self.records.saturating_sub(1);
+        self.bytes = self.bytes.saturating_sub(bytes);
+    }
+}
+
+impl Clock {
+    /// Whether the clock goes on as time does. A step is remembered until the process ends: whoever set the clock
+    /// has to say that it is right now, by a restart.
+    fn is_steady(&mut self, now: Time) -> bool {
+        let passed = u64::try_from(self.steady.elapsed().as_micros()).unwrap_or(u64::MAX);
+        let expected = self.wall.0.saturating_add(passed);
+        if now.0.abs_diff(expected) > CLOCK_STEP_MAX.as_micros() as u64 && !self.alarm {
+            tracing::error!(
+                "the clock was set by more than ten minutes: retention by age is suspended until a restart"
+            );
+            self.alarm = true;
+        }
+        !self.alarm
+    }
+}
+
+/// Why the keeper could not finish a piece of work; it tries again.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum KeepError {
+    #[error(transparent)]
+    Storage(#[from] StorageError),
+    #[error(transparent)]
+    Volume(#[from] VolumeError),
+    #[error(transparent)]
+    Engine(#[from] EngineError),
+    #[error("the journal no longer has the end of the stretch")]
+    Stretch,
+    #[error("storage has failed")]
+    Failed,
+}

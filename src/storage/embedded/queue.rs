@@ -1,0 +1,147 @@
+//! The commit queue: what waits while the last commit is being made durable.
+//!
+//! Sessions append to it under one lock per hand-over; the committer takes all of it at once. Both sides keep
+//! their buffers.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::thread::Thread;
+
+use parking_lot::Mutex;
+
+use crate::storage::commit::Floor;
+use crate::storage::engine::{Append, Reply, Submission};
+use crate::storage::room::Room;
+
+/// What waits for the next commit, in the order in which it came.
+#[derive(Default)]
+pub(crate) struct Gathered {
+    pub(crate) appends: Vec<Append>,
+    /// For each run of appends of one session: where it ends in `appends`, and who is answered.
+    pub(crate) replies: Vec<(usize, Arc<dyn Reply>)>,
+    pub(crate) bytes: Vec<u8>,
+    pub(crate) hashes: Vec<u32>,
+    pub(crate) floors: Vec<Rise>,
+}
+
+/// A floor that is to rise.
+#[derive(Clone, Debug)]
+pub(crate) struct Rise {
+    pub(crate) room: Arc<Room>,
+    pub(crate) floor: Floor,
+}
+
+impl Gathered {
+    pub(crate) fn is_empty(&self) -> bool {
+        self.appends.is_empty() && self.floors.is_empty()
+    }
+
+    pub(crate) fn clear(&mut self) {
+        /// What an unusual load may leave behind in buffers, in bytes.
+        const KEPT_BYTES_MAX: usize = 16 << 20;
+        self.appends.clear();
+        self.replies.clear();
+        self.hashes.clear();
+        self.floors.clear();
+        self.bytes.clear();
+        self.bytes.shrink_to(KEPT_BYTES_MAX);
+        self.appends.shrink_to(KEPT_BYTES_MAX / size_of::<Append>());
+        self.hashes.shrink_to(KEPT_BYTES_MAX / size_of::<u32>());
+    }
+}
+
+#[derive(Default)]
+pub(crate) struct CommitQueue {
+    gathered: Mutex<Gathered>,
+    /// The bytes of appends that are not answered yet.
+    bytes: AtomicUsize,
+    /// Whether the committer has gone to sleep.
+    asleep: AtomicBool,
+    closed: AtomicBool,
+    committer: std::sync::OnceLock<Thread>,
+}
+
+impl CommitQueue {
+    /// The thread that is woken when something waits.
+    pub(crate) fn set_committer(&self, thread: Thread) {
+        let _ = self.committer.set(thread);
+    }
+
+    /// Adds a session's appends; false if the queue is closed.
+    pub(crate) fn submit(&self, submission: &mut Submission) -> bool {
+        let mut gathered = self.gathered.lock();
+        if self.closed.load(Ordering::SeqCst) {
+            return false;
+        }
+        self.bytes.fetch_add(submission.bytes.len(), Ordering::Relaxed);
+        let (bytes, hashes) = (gathered.bytes.len(), gathered.hashes.len());
+        gathered.bytes.extend_from_slice(&submission.bytes);
+        gathered.hashes.extend_from_slice(&submission.hashes);
+        gathered.appends.extend(submission.appends.drain(..).map(|mut append| {
+            append.bytes_end += bytes;
+            append.hashes_end += hashes;
+            append
+        }));
+        let end = gathered.appends.len();
+        match gathered.replies.last_mut() {
+            Some((last, reply)) if Arc::ptr_eq(reply, &submission.reply) => *last = end,
+            _ => gathered.replies.push((end, Arc::clone(&submission.reply))),
+        }
+        drop(gathered);
+        submission.bytes.clear();
+        submission.hashes.clear();
+        self.wake();
+        true
+    }
+
+    /// Adds floors that are to rise.
+    pub(crate) fn rise(&self, floors: impl IntoIterator<Item = Rise>) {
+        self.gathered.lock().floors.extend(floors);
+        self.wake();
+    }
+
+    /// Exchanges what waits for an empty `Gathered`.
+    pub(crate) fn take(&self, empty: &mut Gathered) {
+        std::mem::swap(&mut *self.gathered.lock(), empty);
+    }
+
+    /// The bytes that wait or are being committed.
+    pub(crate) fn bytes(&self) -> usize {
+        self.bytes.load(Ordering::Relaxed)
+    }
+
+    /// So many bytes have been answered.
+    pub(crate) fn answered(&self, bytes: usize) {
+        self.bytes.fetch_sub(bytes, Ordering::Relaxed);
+    }
+
+    /// No more is taken; what waits still is.
+    pub(crate) fn close(&self) {
+        let gathered = self.gathered.lock();
+        self.closed.store(true, Ordering::SeqCst);
+        drop(gathered);
+        self.wake();
+    }
+
+    pub(crate) fn is_closed(&self) -> bool {
+        self.closed.load(Ordering::SeqCst)
+    }
+
+    /// Wakes the committer, if it sleeps: a system call only then.
+    fn wake(&self) {
+        if self.asleep.swap(false, Ordering::SeqCst)
+            && let Some(thread) = self.committer.get()
+        {
+            thread.unpark();
+        }
+    }
+
+    /// Sleeps until something waits. To be called by the committer alone.
+    pub(crate) fn wait(&self) {
+        self.asleep.store(true, Ordering::SeqCst);
+        if self.gathered.lock().is_empty() && !self.is_closed() {
+            std::thread::park();
+        }
+        self.asleep.store(false, Ordering::SeqCst);
+    }
+}
