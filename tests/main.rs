@@ -1,1 +1,6 @@
-//! tests
+//! One binary for all integration tests, so that the library is linked once.
+
+mod architecture;
+#[cfg(feature = "server")]
+mod defaults;
+mod policy;
