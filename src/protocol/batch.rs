@@ -112,13 +112,18 @@ impl<'a> Batch<'a> {
     /// # Errors
     /// When the header is not one, or of a version that is not ours.
     pub fn parse(body: &'a [u8]) -> Result<Self, WireError> {
-        let (header, runs) = decode_head::<BatchHeader>("a batch header", body)?;
-        if header.version != BATCH_VERSION {
-            return Err(WireError::invalid(
-                "a batch header",
-                format_args!("version {}, this is version {BATCH_VERSION}", header.version),
-            ));
+        // The version first: what follows it may look otherwise in another one.
+        match body.first() {
+            None => return Err(WireError::Truncated { what: "a batch header" }),
+            Some(&BATCH_VERSION) => {}
+            Some(version) => {
+                return Err(WireError::invalid(
+                    "a batch header",
+                    format_args!("version {version}, this is version {BATCH_VERSION}"),
+                ));
+            }
         }
+        let (header, runs) = decode_head::<BatchHeader>("a batch header", body)?;
         if header.count == 0
             || header.first == Offset::ZERO
             || header.first.0.saturating_add(header.span) > Offset::MAX.0
@@ -131,7 +136,7 @@ impl<'a> Batch<'a> {
     /// The runs, one per publish.
     #[must_use]
     pub fn runs(&self) -> Runs<'a> {
-        Runs { header: self.header, rest: self.runs }
+        Runs { header: self.header, rest: self.runs, records: 0, last: Offset::ZERO, time: self.header.time }
     }
 
     /// The records, in order. `prev` is the offset of the record before the first one.
@@ -145,16 +150,8 @@ impl<'a> Batch<'a> {
     /// # Errors
     /// The first thing that is not so.
     pub fn check(&self) -> Result<(), WireError> {
-        let (mut count, mut last, mut time) = (0_u64, Offset::ZERO, Time::default());
         for record in self.records(Offset::ZERO) {
-            let record = record?;
-            if record.offset <= last || record.time < time || (count == 0 && record.offset != self.header.first) {
-                return Err(WireError::invalid("a batch", "records are not in order"));
-            }
-            (count, last, time) = (count + 1, record.offset, record.time);
-        }
-        if count != u64::from(self.header.count) || last != self.header.last() {
-            return Err(WireError::invalid("a batch", "the records do not agree with the header"));
+            record?;
         }
         Ok(())
     }
@@ -173,56 +170,97 @@ pub struct Run<'a> {
     pub area: RecordArea<'a>,
 }
 
-impl Run<'_> {
+impl<'a> Run<'a> {
     /// The last record's offset.
     #[must_use]
     pub fn last(&self) -> Offset {
-        Offset(self.first.0 + (u64::from(self.header.count) - 1) * self.header.step)
+        self.offset(self.header.count.saturating_sub(1))
+    }
+
+    /// The offset of the record at `index`, which is below the count.
+    fn offset(&self, index: u32) -> Offset {
+        Offset(self.first.0 + u64::from(index) * self.header.step)
+    }
+
+    /// Takes the record at `index` from the front of the area; `None` behind the last, which ends the area.
+    fn next_record(&self, index: u32) -> Result<Option<(&'a [u8], RecordArea<'a>)>, WireError> {
+        let next = self.area.split_first()?;
+        if next.is_some() != (index < self.header.count) {
+            return Err(WireError::invalid("a run", "it holds another number of records than it says"));
+        }
+        Ok(next)
     }
 }
 
-/// The runs of a batch, one per publish.
+/// The runs of a batch, one per publish; it ends with the first error.
+///
+/// They are in order, and together as many records as the header says: what is not so is an error.
 #[derive(Clone, Debug)]
 pub struct Runs<'a> {
     header: BatchHeader,
     rest: &'a [u8],
+    /// The records of the runs so far.
+    records: u64,
+    last: Offset,
+    time: Time,
+}
+
+impl<'a> Runs<'a> {
+    fn read(&mut self) -> Result<Run<'a>, WireError> {
+        let invalid = |why: &str| Err(WireError::invalid("a run header", why));
+        let (header, rest) = decode_head::<RunHeader<'a>>("a run header", std::mem::take(&mut self.rest))?;
+        let Some((area, rest)) = rest.split_at_checked(header.bytes as usize) else {
+            return Err(WireError::Truncated { what: "a run" });
+        };
+        let first = self.header.first.0.checked_add(header.offset_delta);
+        let more = u64::from(header.count).checked_sub(1);
+        let last = more.and_then(|more| more.checked_mul(header.step)).and_then(|span| first?.checked_add(span));
+        let seq_last = more.and_then(|more| header.seq.checked_add(more));
+        let time = self.header.time.0.checked_add(header.time_delta);
+        let (Some(first), Some(last), Some(_), Some(time)) = (first, last, seq_last, time) else {
+            return invalid("an impossible count, offset, seq or time");
+        };
+        if header.step == 0 || header.step > Offset::MAX.0 || header.seq == 0 {
+            return invalid("an impossible step or seq");
+        }
+        let opens = self.records == 0;
+        if opens && (header.offset_delta, header.time_delta) != (0, 0) {
+            return invalid("the first run does not begin where its batch begins");
+        }
+        if Offset(first) <= self.last || Offset(last) > self.header.last() || Time(time) < self.time {
+            return invalid("records are not in order");
+        }
+        self.records += u64::from(header.count);
+        (self.last, self.time) = (Offset(last), Time(time));
+        if self.records > u64::from(self.header.count) {
+            return invalid("more records than the batch header says");
+        }
+        self.rest = rest;
+        Ok(Run { first: Offset(first), time: Time(time), header, area: RecordArea(area) })
+    }
+
+    /// Nothing more is read after an error.
+    fn stop(&mut self) {
+        (self.rest, self.records, self.last) = (&[], u64::from(self.header.count), self.header.last());
+    }
 }
 
 impl<'a> Iterator for Runs<'a> {
     type Item = Result<Run<'a>, WireError>;
 
     fn next(&mut self) -> Option<Self::Item> {
-        if self.rest.is_empty() {
+        if !self.rest.is_empty() {
+            return Some(self.read().inspect_err(|_| self.stop()));
+        }
+        if self.records == u64::from(self.header.count) && self.last == self.header.last() {
             return None;
         }
-        let rest = std::mem::take(&mut self.rest);
-        let (header, rest) = match decode_head::<RunHeader<'a>>("a run header", rest) {
-            Ok(head) => head,
-            Err(error) => return Some(Err(error)),
-        };
-        let bytes = header.bytes as usize;
-        if rest.len() < bytes {
-            return Some(Err(WireError::Truncated { what: "a run" }));
-        }
-        let (area, rest) = rest.split_at(bytes);
-        let first = self.header.first.0.checked_add(header.offset_delta);
-        let last = u64::from(header.count)
-            .checked_sub(1)
-            .and_then(|more| more.checked_mul(header.step))
-            .and_then(|span| first?.checked_add(span));
-        let time = self.header.time.0.checked_add(header.time_delta);
-        let (Some(first), Some(last), Some(time)) = (first, last, time) else {
-            return Some(Err(WireError::invalid("a run header", "an impossible count, offset or time")));
-        };
-        if last > self.header.last().0 || header.step == 0 || header.seq == 0 {
-            return Some(Err(WireError::invalid("a run header", "an impossible offset, step or seq")));
-        }
-        self.rest = rest;
-        Some(Ok(Run { first: Offset(first), time: Time(time), header, area: RecordArea(area) }))
+        self.stop();
+        Some(Err(WireError::invalid("a batch", "the records do not agree with the header")))
     }
 }
 
-/// The records of a batch, in order.
+/// The records of a batch, in order; it ends with the first error.
 #[derive(Clone, Debug)]
 pub struct Records<'a> {
     runs: Runs<'a>,
@@ -230,50 +268,47 @@ pub struct Records<'a> {
     prev: Offset,
 }
 
+impl<'a> Records<'a> {
+    /// The next record of the current run; `None` at its end.
+    fn read(&mut self) -> Result<Option<Record<'a>>, WireError> {
+        let Some((run, index)) = &mut self.run else { return Ok(None) };
+        let Some((bytes, rest)) = run.next_record(*index)? else { return Ok(None) };
+        let record = Record {
+            offset: run.offset(*index),
+            prev: self.prev,
+            time: run.time,
+            user: run.header.user,
+            publisher: run.header.publisher,
+            seq: run.header.seq + u64::from(*index),
+            content: RecordArea::record(bytes)?,
+        };
+        run.area = rest;
+        *index += 1;
+        self.prev = record.offset;
+        Ok(Some(record))
+    }
+}
+
 impl<'a> Iterator for Records<'a> {
     type Item = Result<Record<'a>, WireError>;
 
     fn next(&mut self) -> Option<Self::Item> {
         loop {
-            if let Some((run, index)) = &mut self.run {
-                match run.area.split_first() {
-                    Err(error) => {
-                        self.run = None;
-                        self.runs.rest = &[];
-                        return Some(Err(error));
-                    }
-                    Ok(Some((bytes, rest))) if *index < run.header.count => {
-                        let offset = Offset(run.first.0 + u64::from(*index) * run.header.step);
-                        let record = RecordArea::record(bytes).map(|content| Record {
-                            offset,
-                            prev: self.prev,
-                            time: run.time,
-                            user: run.header.user,
-                            publisher: run.header.publisher,
-                            seq: run.header.seq + u64::from(*index),
-                            content,
-                        });
-                        run.area = rest;
-                        *index += 1;
-                        self.prev = offset;
-                        return Some(record);
-                    }
-                    Ok(more) => {
-                        let whole = more.is_none() && *index == run.header.count;
-                        self.run = None;
-                        if !whole {
-                            self.runs.rest = &[];
-                            return Some(Err(WireError::invalid(
-                                "a run",
-                                "it holds another number of records than it says",
-                            )));
-                        }
-                    }
+            match self.read() {
+                Ok(Some(record)) => return Some(Ok(record)),
+                Ok(None) => {}
+                Err(error) => {
+                    self.run = None;
+                    self.runs.stop();
+                    return Some(Err(error));
                 }
             }
             match self.runs.next()? {
                 Ok(run) => self.run = Some((run, 0)),
-                Err(error) => return Some(Err(error)),
+                Err(error) => {
+                    self.run = None;
+                    return Some(Err(error));
+                }
             }
         }
     }
@@ -358,35 +393,46 @@ impl BatchBuilder {
     }
 
     /// Adds those records of a body whose offsets are in `from..=to`: whole runs as they are, others in part.
+    /// The records of a whole run are not looked at; [`Batch::check`] does that.
     ///
     /// # Errors
-    /// When the body is damaged.
+    /// When the body is damaged, or its records are not behind those that are here already. What was added
+    /// before the error stays.
     pub fn push_part(&mut self, batch: &Batch<'_>, from: Offset, to: Offset) -> Result<(), WireError> {
         for run in batch.runs() {
             let run = run?;
             if run.last() < from || run.first > to {
                 continue;
             }
+            if run.first <= self.last {
+                return Err(WireError::invalid("a batch", "it does not follow the one before"));
+            }
             if run.first >= from && run.last() <= to {
                 self.push_run(&run);
-                continue;
+            } else {
+                self.push_part_of_run(run, from, to)?;
             }
-            let (mut area, mut offset, mut seq) = (run.area, run.first, run.header.seq);
-            let mut part: Option<(Offset, u64, &[u8])> = None;
-            let (mut count, mut taken) = (0, 0);
-            while let Some((_, rest)) = area.split_first()? {
-                if offset >= from && offset <= to {
-                    part.get_or_insert((offset, seq, area.0));
-                    count += 1;
-                    taken += area.0.len() - rest.0.len();
-                }
-                area = rest;
-                offset = Offset(offset.0 + run.header.step);
-                seq += 1;
+        }
+        Ok(())
+    }
+
+    fn push_part_of_run(&mut self, mut run: Run<'_>, from: Offset, to: Offset) -> Result<(), WireError> {
+        // The index of the first record meant, and the area from there on.
+        let mut part: Option<(u32, &[u8])> = None;
+        let (mut count, mut bytes, mut index) = (0, 0, 0);
+        while let Some((_, rest)) = run.next_record(index)? {
+            if (from..=to).contains(&run.offset(index)) {
+                part.get_or_insert((index, run.area.0));
+                count += 1;
+                bytes += run.area.0.len() - rest.0.len();
             }
-            if let Some((first, seq, start)) = part {
-                self.push(first, run.time, count, &start[..taken], RunHeader { seq, ..run.header });
-            }
+            run.area = rest;
+            index += 1;
+        }
+        // Between two records of a run whose step is more than 1 there may be nothing.
+        if let Some((index, area)) = part {
+            let header = RunHeader { seq: run.header.seq + u64::from(index), ..run.header };
+            self.push(run.offset(index), run.time, count, &area[..bytes], header);
         }
         Ok(())
     }

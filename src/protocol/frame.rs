@@ -3,11 +3,14 @@
 //! Numbers are append-only: 1–63 requests, 64–127 answers, 128–191 pushes that a client must know, 192–255 pushes
 //! that a client may skip. A field is never added to a frame of this version; that takes another version.
 
+use bincode::de::BorrowDecoder;
+use bincode::error::DecodeError;
 use bincode::{BorrowDecode, Encode};
 
 use super::batch::RecordArea;
-use super::wire::{WireError, decode, decode_head, encode_into};
-use crate::types::{Code, Epoch, GapReason, Offset, Position, PublisherId, SessionId, Start, Time};
+use super::later::Later;
+use super::wire::{WireError, decode, decode_head, encode_into, list};
+use crate::types::{Code, Epoch, GapReason, Limits, Offset, Position, PublisherId, RoomName, SessionId, Start, Time};
 
 /// The four bytes that every hello begins with.
 pub const MAGIC: [u8; 4] = *b"RLOG";
@@ -166,7 +169,7 @@ impl<'a> Hello<'a> {
 }
 
 /// What a hello of version 1 says.
-#[derive(Clone, PartialEq, Eq, Debug, Default, Encode, BorrowDecode)]
+#[derive(Clone, PartialEq, Eq, Debug, Default, Encode)]
 pub struct HelloBody<'a> {
     /// Who the client is. This server has no authentication and refuses a token rather than ignoring it.
     pub token: Option<&'a str>,
@@ -388,7 +391,7 @@ pub struct Rooms<'a> {
 }
 
 /// Tells the state of named rooms.
-#[derive(Clone, PartialEq, Eq, Debug, Encode, BorrowDecode)]
+#[derive(Clone, PartialEq, Eq, Debug, Encode)]
 pub struct Summary<'a> {
     /// The request.
     pub request: RequestId,
@@ -403,7 +406,7 @@ pub struct Ping {
     pub request: RequestId,
 }
 
-/// A request of this version that this server does not offer.
+/// A request of this version that this server does not offer; [`Later`] has its body.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Unsupported {
     /// Which.
@@ -413,7 +416,7 @@ pub struct Unsupported {
 }
 
 /// Answers a hello.
-#[derive(Clone, PartialEq, Eq, Debug, Encode, BorrowDecode)]
+#[derive(Clone, PartialEq, Eq, Debug, Encode)]
 pub struct Welcome<'a> {
     /// The version that both speak from now on.
     pub version: u8,
@@ -541,7 +544,7 @@ pub struct Published {
 }
 
 /// Answers a history request.
-#[derive(Clone, PartialEq, Eq, Debug, Encode, BorrowDecode)]
+#[derive(Clone, PartialEq, Eq, Debug, Encode)]
 pub struct Page<'a> {
     /// The request.
     pub request: RequestId,
@@ -571,7 +574,7 @@ pub struct PageDelivery<'a> {
 }
 
 /// Answers rooms and summary.
-#[derive(Clone, PartialEq, Eq, Debug, Encode, BorrowDecode)]
+#[derive(Clone, PartialEq, Eq, Debug, Encode)]
 pub struct RoomList<'a> {
     /// The request.
     pub request: RequestId,
@@ -720,6 +723,42 @@ pub struct Goodbye<'a> {
     pub after_ms: u32,
 }
 
+/// What each of a room's streams on QUIC begins with, once and without a length in front; frames follow.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Encode, BorrowDecode)]
+pub struct StreamHead<'a> {
+    /// The room, by the client's name for it.
+    pub join: JoinId,
+    /// The room, by its own name.
+    pub room: &'a str,
+    /// The incarnation that the offsets belong to.
+    pub epoch: Epoch,
+}
+
+impl<'a> StreamHead<'a> {
+    /// The longest head, in bytes: two integers and a room's name behind its length.
+    pub const BYTES_MAX: usize = 5 + 3 + RoomName::BYTES_MAX + 9;
+
+    /// Appends the head.
+    pub fn encode_into(&self, out: &mut Vec<u8>) {
+        encode_into(out, self);
+    }
+
+    /// Reads the head at the front of a stream, and how many bytes it took; `None` while it is not all there.
+    ///
+    /// # Errors
+    /// When no more bytes could make it a canonical head of a room.
+    pub fn parse(bytes: &'a [u8]) -> Result<Option<(Self, usize)>, WireError> {
+        match decode_head::<Self>("the head of a stream", bytes) {
+            Ok((head, rest)) => {
+                RoomName::check(head.room).map_err(|error| WireError::invalid("the head of a stream", error))?;
+                Ok(Some((head, bytes.len() - rest.len())))
+            }
+            Err(WireError::Truncated { .. }) if bytes.len() < Self::BYTES_MAX => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+}
+
 /// A frame from a client.
 #[derive(Clone, PartialEq, Eq, Debug)]
 #[allow(clippy::large_enum_variant)]
@@ -742,7 +781,7 @@ pub enum ClientFrame<'a> {
     Summary(Summary<'a>),
     /// See [`Ping`].
     Ping(Ping),
-    /// See [`Unsupported`].
+    /// See [`Unsupported`]; the whole request has been read, and is a [`Later`].
     Unsupported(Unsupported),
 }
 
@@ -797,7 +836,13 @@ impl<'a> ClientFrame<'a> {
             .filter(|number| (*number as u8) < 64)
             .ok_or_else(|| WireError::invalid("a frame", format_args!("{byte} is no request")))?;
         Ok(match number {
-            Number::Hello => Self::Hello(decode("a hello", body)?),
+            Number::Hello => {
+                let hello: Hello<'a> = decode("a hello", body)?;
+                if hello.magic != MAGIC {
+                    return Err(WireError::invalid("a hello", "it does not begin with RLOG"));
+                }
+                Self::Hello(hello)
+            }
             Number::Join => Self::Join(decode("a join", body)?),
             Number::Credit => Self::Credit(decode("a credit", body)?),
             Number::Leave => Self::Leave(decode("a leave", body)?),
@@ -810,7 +855,10 @@ impl<'a> ClientFrame<'a> {
             Number::Rooms => Self::Rooms(decode("a rooms request", body)?),
             Number::Summary => Self::Summary(decode("a summary request", body)?),
             Number::Ping => Self::Ping(decode("a ping", body)?),
-            _ => Self::Unsupported(Unsupported { number, request: decode_head("a request", body)?.0 }),
+            _ => Self::Unsupported(Unsupported {
+                number,
+                request: Later::parse(frame)?.and_then(|later| later.request()).unwrap_or_default(),
+            }),
         })
     }
 
@@ -831,6 +879,7 @@ impl<'a> ClientFrame<'a> {
             Self::Rooms(body) => put(out, Number::Rooms, body),
             Self::Summary(body) => put(out, Number::Summary, body),
             Self::Ping(body) => put(out, Number::Ping, body),
+            // Of a request that is only refused, nothing but its number and id is kept.
             Self::Unsupported(body) => put(out, body.number, &body.request),
         }
     }
@@ -895,6 +944,34 @@ impl<'a> ServerFrame<'a> {
             Self::Fault(body) => put(out, Number::Fault, body),
         }
     }
+}
+
+/// Most elements of the lists of a frame: what decoding may allocate for.
+const ROOMS_MAX: usize = Limits::CEILINGS.rooms_per_session;
+const DELIVERIES_MAX: usize = Limits::CEILINGS.page_deliveries;
+const FEATURES_MAX: usize = 256;
+
+/// Reads a struct field by field, and its lists bounded.
+macro_rules! decode_with_lists {
+    ($($name:ident { $($field:ident $([$max:ident])?),* $(,)? })*) => {
+        $(impl<'de, C> BorrowDecode<'de, C> for $name<'de> {
+            fn borrow_decode<D: BorrowDecoder<'de, Context = C>>(decoder: &mut D) -> Result<Self, DecodeError> {
+                // A struct's fields are evaluated as they are written: in the order of their bytes.
+                Ok(Self { $($field: decode_with_lists!(@field decoder $($max)?),)* })
+            }
+        })*
+    };
+    (@field $decoder:ident) => { BorrowDecode::borrow_decode($decoder)? };
+    (@field $decoder:ident $max:ident) => { list($decoder, $max)? };
+}
+pub(super) use decode_with_lists;
+
+decode_with_lists! {
+    HelloBody { token, client, resume[ROOMS_MAX] }
+    Summary { request, rooms[ROOMS_MAX] }
+    Welcome { version, session, user, time, limits, features[FEATURES_MAX], ping_interval_ms, resumed[ROOMS_MAX] }
+    Page { request, epoch, first, head, more, deliveries[DELIVERIES_MAX] }
+    RoomList { request, epoch, more, rooms[ROOMS_MAX] }
 }
 
 fn put(out: &mut Vec<u8>, number: Number, body: &impl Encode) {

@@ -4,17 +4,26 @@
 //! decides whether a request is allowed.
 
 mod batch;
+mod close;
 mod frame;
+mod later;
+#[cfg(test)]
+mod tests;
 mod wire;
 
 pub use batch::{
     BATCH_BYTES_MAX, BATCH_VERSION, Batch, BatchBuilder, BatchHeader, RecordArea, Records, Run, RunHeader, Runs,
 };
+pub use close::Close;
 pub use frame::{
     ClientFrame, Credit, Cut, Delivery, DeliveryHeader, Fault, Gap, Goodbye, Hello, HelloBody, History, HistoryAt,
     Join, JoinId, JoinResult, Joined, LastRecord, Leave, MAGIC, Mark, MembersWanted, Number, Page, PageDelivery, Ping,
-    Pong, Publish, Published, RequestId, Resume, RoomList, RoomSummary, Rooms, ServerFrame, StartAt, Summary,
-    Unsupported, VERSION, Void, Want, Welcome, WelcomeLimits,
+    Pong, Publish, Published, RequestId, Resume, RoomList, RoomSummary, Rooms, ServerFrame, StartAt, StreamHead,
+    Summary, Unsupported, VERSION, Void, Want, Welcome, WelcomeLimits,
+};
+pub use later::{
+    Cursor, CursorGet, CursorMoved, CursorSet, Cursors, Later, Member, Members, PresenceDiff, PresenceGet, PresenceSet,
+    PresenceSnapshot, Refresh, RefreshRequired, RoomDelete, RoomSet, RoomSettings, Signal, SignalPush, SignalStopped,
 };
 pub use wire::{FrameError, Frames, WireError, frame_into, split_frame};
 pub(crate) use wire::{decode, decode_head, encode_into};

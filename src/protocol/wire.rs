@@ -1,18 +1,23 @@
 //! The one place that names the codec: bincode's standard configuration, made strict.
 //!
 //! bincode 2 reads integers that are longer than they need to be and ignores what follows a value. We refuse
-//! both: equal values have equal bytes, so a repeat can be told by its bytes. Every decode is borrowed and runs
-//! under the compiled ceiling, so no length in a hostile frame allocates anything.
+//! both: equal values have equal bytes, so a repeat can be told by its bytes. Every decode is borrowed, a list is
+//! bounded before it is read, and all of it runs under a ceiling: no length in a hostile frame allocates anything.
 
 use bincode::config::{Configuration, Limit, LittleEndian, Varint};
+use bincode::de::BorrowDecoder;
+use bincode::de::read::Reader as _;
 use bincode::enc::write::{SizeWriter, Writer};
 use bincode::error::{DecodeError, EncodeError};
-use bincode::{BorrowDecode, Encode};
+use bincode::{BorrowDecode, Decode as _, Encode};
 
 use crate::types::Limits;
 
-const CONFIG: Configuration<LittleEndian, Varint, Limit<{ Limits::CEILINGS.frame_bytes }>> =
-    bincode::config::standard().with_limit::<{ Limits::CEILINGS.frame_bytes }>();
+/// bincode counts an integer with its width in memory, up to 8 bytes, where it has one byte on the wire.
+const DECODE_BYTES_MAX: usize = 8 * Limits::CEILINGS.frame_bytes;
+
+const CONFIG: Configuration<LittleEndian, Varint, Limit<DECODE_BYTES_MAX>> =
+    bincode::config::standard().with_limit::<DECODE_BYTES_MAX>();
 
 /// Why bytes are not what they should be.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
@@ -108,6 +113,30 @@ where
 {
     let (value, rest) = decode_head(what, bytes)?;
     if rest.is_empty() { Ok(value) } else { Err(WireError::Trailing { what, bytes: rest.len() }) }
+}
+
+/// Reads a list of at most `count_max` elements.
+///
+/// bincode's own `Vec` allocates for all elements that a length announces. Every element takes at least a byte,
+/// so a length beyond what is left of the frame is refused first, and the rest is allocated as it is read.
+pub(crate) fn list<'de, T, D>(decoder: &mut D, count_max: usize) -> Result<Vec<T>, DecodeError>
+where
+    D: BorrowDecoder<'de>,
+    T: BorrowDecode<'de, D::Context>,
+{
+    const COUNT_AT_ONCE: usize = 64;
+    let count = usize::try_from(u64::decode(decoder)?).unwrap_or(usize::MAX);
+    if decoder.borrow_reader().peek_read(count).is_none() {
+        return Err(DecodeError::UnexpectedEnd { additional: count });
+    }
+    if count > count_max {
+        return Err(DecodeError::Other("a list has more elements than it may have"));
+    }
+    let mut list = Vec::with_capacity(count.min(COUNT_AT_ONCE));
+    for _ in 0..count {
+        list.push(T::borrow_decode(decoder)?);
+    }
+    Ok(list)
 }
 
 #[cold]

@@ -135,7 +135,7 @@ impl Epoch {
     /// When the operating system has no randomness to give.
     pub fn random() -> std::io::Result<Self> {
         let mut bytes = [0; 8];
-        getrandom::fill(&mut bytes).map_err(std::io::Error::other)?;
+        fill_random(&mut bytes)?;
         Ok(Self((u64::from_le_bytes(bytes) & NUMBER_MAX).max(1)))
     }
 }
@@ -194,7 +194,7 @@ impl PublisherId {
     /// When the operating system has no randomness to give.
     pub fn random() -> std::io::Result<Self> {
         let mut bytes = [0; 16];
-        getrandom::fill(&mut bytes).map_err(std::io::Error::other)?;
+        fill_random(&mut bytes)?;
         Ok(Self(bytes))
     }
 }
@@ -214,3 +214,8 @@ impl fmt::Debug for PublisherId {
 /// One connection after its hello: unique within a run of the broker.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Encode, Decode)]
 pub struct SessionId(pub u64);
+
+fn fill_random(bytes: &mut [u8]) -> std::io::Result<()> {
+    // Its error is an `Error` only with a feature that an embedder's build may not turn on.
+    getrandom::fill(bytes).map_err(|error| std::io::Error::other(error.to_string()))
+}

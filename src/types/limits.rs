@@ -13,8 +13,10 @@ pub struct Ceilings {
     pub headers: usize,
     /// Records of one publish.
     pub publish_records: usize,
-    /// Rooms of one session, and of one hello's resume list.
+    /// Rooms of one session, of one hello's resume list, of one summary and of one list of rooms.
     pub rooms_per_session: usize,
+    /// Deliveries of one page of history.
+    pub page_deliveries: usize,
 }
 
 /// The limits that a peer is told in its welcome, and those that guard the server.
@@ -65,6 +67,7 @@ impl Limits {
         headers: 64,
         publish_records: 4096,
         rooms_per_session: 10_000,
+        page_deliveries: 1 << 16,
     };
 
     /// Bytes of one frame from a client, with its length prefix: the larger of a payload and of a publish, and 64 KiB.
