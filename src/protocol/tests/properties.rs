@@ -1,0 +1,1 @@
+//! Whatever the bytes: no panic, no allocation for a length that is a lie, and one encoding per value.
