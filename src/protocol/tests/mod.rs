@@ -34,8 +34,8 @@ impl<'a> Any<'a> {
     fn parse(frame: &'a [u8]) -> Result<Option<Self>, WireError> {
         let client = ClientFrame::parse(frame);
         let server = ServerFrame::parse(frame);
-        if let Some(later) = Later::parse(frame).ok().flatten() {
-            // A server refuses these by number and request id; a client is not sent them.
+        if let Some(later) = Later::parse(frame).inspect_err(|_| assert!(client.is_err()))? {
+            // A server refuses the requests among these by number and id; a client is not sent the others.
             if let Ok(ClientFrame::Unsupported(unsupported)) = client {
                 assert_eq!((unsupported.number, Some(unsupported.request)), (later.number(), later.request()));
             }
