@@ -1,5 +1,6 @@
 //! The protocol's tests: the page against the codec, bytes of every version, and hostile input.
 
+mod draw;
 mod examples;
 mod golden;
 mod page;
