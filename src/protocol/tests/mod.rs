@@ -46,7 +46,7 @@ impl<'a> Any<'a> {
             (Ok(ClientFrame::Unsupported(body)), _) => panic!("{body:?} is well-formed for one reader only"),
             (Ok(frame), Err(_)) => Ok(Some(Self::Client(frame))),
             (Err(_), Ok(frame)) => Ok(frame.map(Self::Server)),
-            (Err(error), Err(_)) => Err(error),
+            (Err(client), Err(server)) => Err(if frame.first() < Some(&64) { client } else { server }),
             (Ok(client), Ok(server)) => panic!("both {client:?} and {server:?}"),
         }
     }
