@@ -135,7 +135,7 @@ pub struct Published {
     pub first: Offset,
     /// The last record's offset.
     pub last: Offset,
-    /// When they were committed.
+    /// When they were committed; 0 in a duplicate, of which that is not remembered.
     pub time: Time,
     /// Whether they had been stored before; the offsets are those of that time.
     pub duplicate: bool,
