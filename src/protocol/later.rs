@@ -7,8 +7,8 @@ use bincode::de::BorrowDecoder;
 use bincode::error::DecodeError;
 use bincode::{BorrowDecode, Encode};
 
-use super::frame::{JoinId, Number, RequestId, decode_with_lists};
-use super::wire::{WireError, decode, encode_into, list};
+use super::frame::{JoinId, Number, RequestId};
+use super::wire::{WireError, decode, decode_with_lists, encode_into, list};
 use crate::types::{Epoch, Offset, Position, Time};
 
 /// Most elements of the lists here: what decoding may allocate for.

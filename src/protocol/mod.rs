@@ -3,27 +3,32 @@
 //! `docs/protocol.md` specifies all of it byte by byte. Nothing here opens a socket or a file, and nothing here
 //! decides whether a request is allowed.
 
+mod answer;
 mod batch;
 mod close;
 mod frame;
 mod later;
+mod request;
 #[cfg(test)]
 mod tests;
 mod wire;
 
+pub use answer::{
+    Cut, Delivery, DeliveryHeader, Fault, Gap, Goodbye, JoinResult, Joined, LastRecord, Mark, Page, PageDelivery, Pong,
+    Published, RoomList, RoomSummary, StreamHead, Void, Welcome, WelcomeLimits,
+};
 pub use batch::{
     BATCH_BYTES_MAX, BATCH_VERSION, Batch, BatchBuilder, BatchHeader, RecordArea, Records, Run, RunHeader, Runs,
 };
 pub use close::Close;
-pub use frame::{
-    ClientFrame, Credit, Cut, Delivery, DeliveryHeader, Fault, Gap, Goodbye, Hello, HelloBody, History, HistoryAt,
-    Join, JoinId, JoinResult, Joined, LastRecord, Leave, MAGIC, Mark, MembersWanted, Number, Page, PageDelivery, Ping,
-    Pong, Publish, Published, RequestId, Resume, RoomList, RoomSummary, Rooms, ServerFrame, StartAt, StreamHead,
-    Summary, Unsupported, VERSION, Void, Want, Welcome, WelcomeLimits,
-};
+pub use frame::{ClientFrame, JoinId, MAGIC, Number, RequestId, ServerFrame, VERSION};
 pub use later::{
     Cursor, CursorGet, CursorMoved, CursorSet, Cursors, Later, Member, Members, PresenceDiff, PresenceGet, PresenceSet,
     PresenceSnapshot, Refresh, RefreshRequired, RoomDelete, RoomSet, RoomSettings, Signal, SignalPush, SignalStopped,
+};
+pub use request::{
+    Credit, Hello, HelloBody, History, HistoryAt, Join, Leave, MembersWanted, Ping, Publish, Resume, Rooms, StartAt,
+    Summary, Unsupported, Want,
 };
 pub use wire::{FrameError, Frames, WireError, frame_into, split_frame};
 pub(crate) use wire::{decode, decode_head, encode_into};

@@ -139,6 +139,21 @@ where
     Ok(list)
 }
 
+/// Reads a struct field by field, and its lists bounded.
+macro_rules! decode_with_lists {
+    ($($name:ident { $($field:ident $([$max:ident])?),* $(,)? })*) => {
+        $(impl<'de, C> BorrowDecode<'de, C> for $name<'de> {
+            fn borrow_decode<D: BorrowDecoder<'de, Context = C>>(decoder: &mut D) -> Result<Self, DecodeError> {
+                // A struct's fields are evaluated as they are written: in the order of their bytes.
+                Ok(Self { $($field: decode_with_lists!(@field decoder $($max)?),)* })
+            }
+        })*
+    };
+    (@field $decoder:ident) => { BorrowDecode::borrow_decode($decoder)? };
+    (@field $decoder:ident $max:ident) => { list($decoder, $max)? };
+}
+pub(super) use decode_with_lists;
+
 #[cold]
 fn explain(what: &'static str, error: &DecodeError) -> WireError {
     match error {

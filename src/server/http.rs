@@ -16,10 +16,6 @@ const PATH: &str = "/v1/ws";
 /// The sub-protocol.
 const PROTOCOL: &str = "roomlog.v1";
 
-/// What the page may do: its own script and style, and connections to this server.
-const POLICY: &str = "default-src 'none'; script-src 'self' 'unsafe-inline'; style-src 'self' 'unsafe-inline'; \
-    connect-src 'self' ws: wss:; img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
-
 pub(super) type Answer = Response<Full<Bytes>>;
 
 /// What a request is.
@@ -48,7 +44,7 @@ pub(super) fn judge<B>(request: &Request<B>, options: &Options, tls: bool) -> As
             Some(answer) => Asked::Answer(answer, Some(Refusal::Handshake)),
         },
         "/" => match *request.method() {
-            Method::GET | Method::HEAD => Asked::Answer(page(), None),
+            Method::GET | Method::HEAD => Asked::Answer(page(host), None),
             _ => Asked::Answer(not_allowed(), None),
         },
         _ => Asked::Answer(plain(StatusCode::NOT_FOUND, "There is / and /v1/ws.\n"), None),
@@ -80,13 +76,27 @@ pub(super) fn set(answer: &mut Answer, name: HeaderName, value: &'static str) {
     answer.headers_mut().insert(name, HeaderValue::from_static(value));
 }
 
-fn page() -> Answer {
-    let mut answer = Response::new(Full::new(Bytes::from_static(include_bytes!("page.html"))));
+/// Our own page. It may run its own script and talk to this server, and nothing else.
+fn page(host: &str) -> Answer {
+    let mut random = [0; 16];
+    if getrandom::fill(&mut random).is_err() {
+        return plain(StatusCode::INTERNAL_SERVER_ERROR, "There is no randomness to be had.\n");
+    }
+    let nonce = format!("{:032x}", u128::from_ne_bytes(random));
+    let text = include_str!("page.html")
+        .replacen("<script>", &format!("<script nonce=\"{nonce}\">"), 1)
+        .replacen("<style>", &format!("<style nonce=\"{nonce}\">"), 1);
+    let policy = format!(
+        "default-src 'none'; script-src 'nonce-{nonce}'; style-src 'nonce-{nonce}'; img-src data:; \
+         connect-src 'self' ws://{host} wss://{host}; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    );
+    let mut answer = Response::new(Full::new(Bytes::from(text)));
     set(&mut answer, header::CONTENT_TYPE, "text/html; charset=utf-8");
     set(&mut answer, header::CACHE_CONTROL, "no-store");
     set(&mut answer, header::X_CONTENT_TYPE_OPTIONS, "nosniff");
     set(&mut answer, header::REFERRER_POLICY, "no-referrer");
-    set(&mut answer, header::CONTENT_SECURITY_POLICY, POLICY);
+    let policy = HeaderValue::from_str(&policy).expect("a host and a nonce are plain text");
+    answer.headers_mut().insert(header::CONTENT_SECURITY_POLICY, policy);
     answer
 }
 

@@ -208,7 +208,8 @@ fn answers() -> Vec<(&'static str, ServerFrame<'static>)> {
     };
     let refused = Fault::new(0, Code::BadRoom, "a room name needs at least 1 byte");
     let published = |duplicate| {
-        ServerFrame::Published(Published { request: 8, first: Offset(7), last: Offset(7), time: TIME, duplicate })
+        let time = if duplicate { Time::default() } else { TIME };
+        ServerFrame::Published(Published { request: 8, first: Offset(7), last: Offset(7), time, duplicate })
     };
     let (from, to, prev) = (Offset(7), Offset(7), Offset(5));
     let last = LastRecord { offset: Offset(7), user: "", kind: "", payload: b"hi", payload_bytes: 2 };

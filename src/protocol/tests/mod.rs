@@ -1,5 +1,6 @@
 //! The protocol's tests: the page against the codec, bytes of every version, and hostile input.
 
+mod draw;
 mod examples;
 mod golden;
 mod page;
@@ -34,8 +35,8 @@ impl<'a> Any<'a> {
     fn parse(frame: &'a [u8]) -> Result<Option<Self>, WireError> {
         let client = ClientFrame::parse(frame);
         let server = ServerFrame::parse(frame);
-        if let Some(later) = Later::parse(frame).ok().flatten() {
-            // A server refuses these by number and request id; a client is not sent them.
+        if let Some(later) = Later::parse(frame).inspect_err(|_| assert!(client.is_err()))? {
+            // A server refuses the requests among these by number and id; a client is not sent the others.
             if let Ok(ClientFrame::Unsupported(unsupported)) = client {
                 assert_eq!((unsupported.number, Some(unsupported.request)), (later.number(), later.request()));
             }
@@ -45,7 +46,7 @@ impl<'a> Any<'a> {
             (Ok(ClientFrame::Unsupported(body)), _) => panic!("{body:?} is well-formed for one reader only"),
             (Ok(frame), Err(_)) => Ok(Some(Self::Client(frame))),
             (Err(_), Ok(frame)) => Ok(frame.map(Self::Server)),
-            (Err(error), Err(_)) => Err(error),
+            (Err(client), Err(server)) => Err(if frame.first() < Some(&64) { client } else { server }),
             (Ok(client), Ok(server)) => panic!("both {client:?} and {server:?}"),
         }
     }

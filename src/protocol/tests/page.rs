@@ -1,8 +1,9 @@
 //! `docs/protocol.md` says what the code does: its examples, and its tables.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::examples::{Example, examples};
+use super::properties::bytes_are_nested;
 use super::*;
 use crate::protocol::{Close, Number, WelcomeLimits, frame_into, split_frame};
 use crate::types::{Advice, Code, Limits};
@@ -163,11 +164,65 @@ fn bounds_named_in_the_text_are_those_of_the_code() {
         format!("room_list, ceiling | {} |", grouped(ceilings.rooms_per_session)),
         format!("| deliveries of a page, ceiling | {} |", grouped(ceilings.page_deliveries)),
         format!("| any frame, with its length, ceiling | {} bytes |", grouped(ceilings.frame_bytes)),
-        format!("before the welcome it is {} bytes", grouped(Limits::default().frame_bytes_max())),
+        format!("and {} by default", grouped(Limits::default().frame_bytes_max())),
         format!("within {} seconds", Limits::default().handshake_timeout.as_secs()),
         format!("A body is at most {} bytes", grouped(crate::protocol::BATCH_BYTES_MAX)),
         format!("A stream head is at most {} bytes", StreamHead::BYTES_MAX),
     ] {
         assert!(PAGE.contains(&sentence), "the page does not say: {sentence}");
     }
+}
+
+/// The integers of the page's field tables: name → widths in bits that it has there.
+fn widths() -> BTreeMap<&'static str, BTreeSet<u32>> {
+    let mut widths: BTreeMap<_, BTreeSet<u32>> = BTreeMap::new();
+    for row in PAGE.lines().filter(|line| line.starts_with("| ")) {
+        let cells: Vec<_> = row.trim_matches('|').split('|').map(str::trim).collect();
+        let [name, kind, ..] = cells[..] else { continue };
+        let kind = kind.trim_matches('`').trim_start_matches("option<").trim_end_matches('>');
+        match kind {
+            "u16" | "u32" | "u64" => widths.entry(name).or_default().insert(kind[1..].parse().expect("a width")),
+            "time" => widths.entry(name).or_default().insert(64),
+            _ => continue,
+        };
+    }
+    widths
+}
+
+#[test]
+fn integers_are_as_wide_as_the_tables_say() {
+    let widths = widths();
+    let (mut tried, mut wide) = (BTreeSet::new(), 0);
+    for (name, fields) in blocks() {
+        if !fields[0].1.starts_with("length") {
+            continue;
+        }
+        let bytes: Vec<u8> = fields.iter().flat_map(|(bytes, _)| bytes.clone()).collect();
+        let mut at = 0;
+        for (field, meaning) in &fields {
+            let place = at;
+            at += field.len();
+            let Some((label, value)) = meaning.split_once(": ") else { continue };
+            let label = label.rsplit(", ").next().expect("a name");
+            // A code stands with its name; the index of a variant stands with its name too, and is not meant.
+            let digits = if label == "code" { value.split(' ').next().unwrap_or_default() } else { value };
+            let is_integer = digits.parse::<u64>().is_ok();
+            let Some(widths) = widths.get(label).filter(|widths| widths.len() == 1) else { continue };
+            if !is_integer || value.contains(" byte") || value.contains(" element") || bytes_are_nested(&fields, place)
+            {
+                continue;
+            }
+            let width = *widths.first().expect("one");
+            // The smallest value that is too wide for this type, or a value that only a u64 holds.
+            let other = if width == 64 { 1_u64 << 32 } else { 1 << width };
+            let mut changed = bytes[..place].to_vec();
+            crate::protocol::encode_into(&mut changed, &other);
+            changed.extend_from_slice(&bytes[at..]);
+            let read = Any::parse(&changed[fields[0].0.len()..]);
+            assert_eq!(read.is_ok(), width == 64, "{name}: {label} is not {width} bits wide: {read:?}");
+            tried.insert(label);
+            wide += u32::from(width == 64);
+        }
+    }
+    assert!(tried.len() > 20 && wide > 40, "only {tried:?} were found, {wide} of them wide");
 }

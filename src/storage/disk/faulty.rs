@@ -68,6 +68,12 @@ impl Moment {
         let mut chance = Chance(seed);
         FaultyDisk::with(self.medium.after_power_cut(&mut chance), chance)
     }
+
+    /// The disk as the next process finds it, had this one been killed right after this operation.
+    #[must_use]
+    pub fn after_kill(&self, seed: u64) -> FaultyDisk {
+        FaultyDisk::with(self.medium.clone(), Chance(seed))
+    }
 }
 
 impl FaultyDisk {

@@ -204,6 +204,12 @@ impl Committer {
         now: Time,
         obstacle: Option<&Refused>,
     ) -> Outcome {
+        if let Some(refused) = obstacle
+            && refused.code != Code::StorageFull
+        {
+            // What a room remembers may include a commit that failed: it answers nothing any more.
+            return Err(refused.clone());
+        }
         let shared = Arc::clone(&self.shared);
         let mut log = append.room.log.lock();
         match log.publishers.judge(&append.user, append.publisher, append.seq, hashes) {

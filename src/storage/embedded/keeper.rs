@@ -24,7 +24,7 @@ use crate::storage::marks::Durability;
 use crate::storage::options::Retention;
 use crate::storage::publishers::Publishers;
 use crate::storage::room::{Facts, RoomId};
-use crate::storage::volume::{Input, VolumeError, VolumeId, VolumeInfo, build, reread};
+use crate::storage::volume::{Input, VOLUMES, VolumeError, VolumeId, VolumeInfo, build, delete, reread};
 use crate::types::{Offset, RoomName, Time};
 
 /// How often the keeper looks around when nobody asks.
@@ -136,7 +136,7 @@ impl Keeper {
     }
 
     /// Sees to it that the committer finds a file to go on in, and that a full disk heals.
-    fn reserve(&mut self) {
+    pub(super) fn reserve(&mut self) {
         if self.files.wants_reserve()
             && let Err(error) = self.files.reserve()
             && !error.is_full()
@@ -182,7 +182,7 @@ impl Keeper {
         let begun = Instant::now();
         let stretch = Stretch { last: *self.shared.committed.lock() };
         let first_seq = self.manifest.journal.seq;
-        let id = VolumeId(self.manifest.next_volume);
+        let id = self.next_volume()?;
         let rooms = self.shared.catalog.by_id();
         let shared = Arc::clone(&self.shared);
         let (mut floors, mut body) = (HashMap::new(), Vec::new());
@@ -314,7 +314,7 @@ impl Keeper {
 
     /// Deletes volumes with nothing retained in them, rewrites those with little, joins small neighbours. One
     /// piece of work per call; whether there was any.
-    fn rewrite(&mut self) -> Result<bool, KeepError> {
+    pub(super) fn rewrite(&mut self) -> Result<bool, KeepError> {
         self.shared.volumes.sweep()?;
         if self.manifest.volumes.is_empty() {
             return Ok(false);
@@ -357,6 +357,15 @@ impl Keeper {
         Ok(self.shared.volumes.live_of(info.id, floor)?)
     }
 
+    /// The number of the next volume, with nothing left of an attempt to build it.
+    fn next_volume(&self) -> Result<VolumeId, KeepError> {
+        let id = VolumeId(self.manifest.next_volume);
+        let volumes = std::path::Path::new(VOLUMES);
+        self.shared.disk.create_dir(volumes).map_err(StorageError::io(volumes, "create"))?;
+        delete(&*self.shared.disk, &*self.shared.store, id)?;
+        Ok(id)
+    }
+
     /// Builds one volume of what is retained in some that follow one another, and takes their place.
     fn replace(
         &mut self,
@@ -368,7 +377,7 @@ impl Keeper {
         let of = |id: &VolumeId| infos.iter().find(|info| info.id == *id).expect("chosen of these");
         let (first, last) = (of(&chosen[0]), of(&chosen[chosen.len() - 1]));
         let before: u64 = chosen.iter().map(|id| self.shared.volumes.disk_bytes(*id).unwrap_or(0)).sum();
-        let id = VolumeId(self.manifest.next_volume);
+        let id = self.next_volume()?;
         let input = reread(&self.shared.volumes, chosen, floor)?;
         let commits = (first.commit_first, last.commit_last);
         let built = build(&*self.shared.disk, &*self.shared.store, id, commits, input, floor)?;

@@ -25,7 +25,6 @@ use super::commit::{BodyPlace, CommitSeq, JournalFileId, UnitPlace};
 use super::disk::Disk;
 use super::engine::{Engine, EngineError, Health, Outcome, Read, ReadAt, Refused, Submission};
 use super::journal::JournalReader;
-use super::manifest::Manifest;
 use super::publishers::{Memory, Publishers};
 use super::room::{Facts, Room, RoomId};
 use super::volume::Volumes;
@@ -142,13 +141,8 @@ pub fn open(options: Options, metrics: Arc<Metrics>) -> Result<Arc<dyn Engine>, 
 }
 
 impl Embedded {
-    fn new(
-        shared: Arc<Shared>,
-        journal: super::journal::Journal,
-        manifest: Manifest,
-        next_room: u64,
-        lock: Option<super::disk::DirectoryLock>,
-    ) -> Result<Self, OpenError> {
+    fn start(parts: recovery::Parts, lock: Option<super::disk::DirectoryLock>) -> Result<Self, OpenError> {
+        let recovery::Parts { shared, journal, manifest, next_room } = parts;
         let keeper = keeper::Keeper::new(Arc::clone(&shared), manifest, journal.files());
         let committer = committer::Committer::new(Arc::clone(&shared), journal, next_room);
         let spawn = |name: &str| std::thread::Builder::new().name(name.to_owned());
@@ -251,3 +245,6 @@ impl fmt::Debug for Embedded {
 fn since(begun: Instant) -> String {
     format!("{:.3} s", begun.elapsed().as_secs_f64())
 }
+
+#[cfg(test)]
+mod tests;

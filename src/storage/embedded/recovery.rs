@@ -33,139 +33,146 @@ impl Embedded {
         check(&options)?;
         if options.durability == Durability::Memory {
             let disk = Arc::new(MemoryDisk::new(options.memory_bytes_max));
-            return Self::open_on(options, metrics, disk, Arc::new(MemoryBlockStore::default()), None);
+            let parts = assemble(options, metrics, disk, Arc::new(MemoryBlockStore::default()))?;
+            return Self::start(parts, None);
         }
         let root = &options.directory;
         let io = |source| OpenError::Storage(StorageError::Io { path: root.clone(), doing: "use", source });
-        std::fs::create_dir_all(root).map_err(io)?;
-        let lock = DirectoryLock::acquire(root)?;
         let disk = Arc::new(RealDisk::new(root));
+        disk.create_dir(Path::new("")).map_err(io)?;
+        let lock = DirectoryLock::acquire(root)?;
         let store = Arc::new(SledBlockStore::new(root));
-        Self::open_on(options, metrics, disk, store, Some(lock))
+        Self::start(assemble(options, metrics, disk, store)?, Some(lock))
     }
+}
 
-    /// Opens a log on any disk and block store: the tests put failing ones here.
-    pub(crate) fn open_on(
-        options: Options,
-        metrics: Arc<Metrics>,
-        disk: Arc<dyn Disk>,
-        store: Arc<dyn BlockStore>,
-        lock: Option<DirectoryLock>,
-    ) -> Result<Self, OpenError> {
-        let begun = Instant::now();
-        let memory = Memory {
-            seqs: options.publisher_seqs,
-            publishers: options.publishers_per_room,
-            age_us: u64::try_from(options.publisher_age_max.as_micros()).unwrap_or(u64::MAX),
-        };
-        let journal_options =
-            JournalOptions { free_bytes_min: options.disk_reserve_bytes, ..JournalOptions::default() };
-        let run = RunMark::now(options.durability);
-        let mut restored = Restored { catalog: Catalog::new(), by_id: HashMap::new(), memory, next_room: 1 };
-        let volumes = Volumes::new(
-            Arc::clone(&disk),
-            Arc::clone(&store),
-            VolumeLimits {
-                cache_bytes_max: options.block_cache_bytes_max,
-                held_bytes_max: options.open_volumes_bytes_max as u64,
-                ..VolumeLimits::default()
-            },
-        );
-        let (journal, manifest) = match Manifest::open(&*disk)? {
-            None => {
-                let (journal, start) = Journal::create(Arc::clone(&disk), journal_options)?;
-                let epoch = Epoch::random().map_err(OpenError::Threads)?;
-                let manifest = Manifest::new(epoch, start);
-                manifest.swap(&*disk)?;
-                (journal, manifest)
-            }
-            Some(mut manifest) => {
-                let clean = CleanMark::read(&*disk)?;
-                let last = RunMark::read(&*disk)?;
-                let finding = judge_last_stop(last.as_ref(), clean.as_ref(), &run);
-                if let Some(number) = manifest.checkpoint {
-                    let checkpoint = Checkpoint::open(&*disk, number, |name, id, facts, place| {
-                        restored.next_room = restored.next_room.max(id.0 + 1);
-                        restored.by_id.insert(id, name.clone());
-                        restored.catalog.restore(name, id, facts, place);
-                    });
-                    restored.catalog.set_checkpoint(Arc::new(checkpoint.map_err(fault)?));
-                }
-                restored.next_room = restored.next_room.max(manifest.next_room);
-                let ids: Vec<_> = manifest.volumes.iter().map(|volume| VolumeId(volume.id)).collect();
-                volumes.swap(&ids, &[])?;
-                let mut rooms = HashMap::new();
-                let (journal, recovery) = Journal::recover(
-                    Arc::clone(&disk),
-                    journal_options,
-                    &manifest.journal,
-                    &finding.last_stop,
-                    &mut |commit| restored.visit(commit, &mut rooms),
-                )?;
-                if let Some(torn) = &recovery.torn {
-                    tracing::warn!(
-                        "{}:{}: a commit that was being written when the broker stopped is dropped; \
-                         it was never acknowledged",
-                        torn.path.display(),
-                        torn.position
-                    );
-                }
-                if recovery.dropped > 0 {
-                    tracing::warn!(
-                        "the machine stopped while commits were not synced: {} commits after the torn one are lost",
-                        recovery.dropped
-                    );
-                }
-                if finding.new_epoch {
-                    manifest.epoch = Epoch::random().map_err(OpenError::Threads)?;
-                    manifest.swap(&*disk)?;
-                }
-                CleanMark::remove(&*disk)?;
-                tidy(&*disk, &*store, &manifest)?;
-                tracing::info!(
-                    commits = recovery.commits,
-                    bytes = recovery.bytes,
-                    rooms = restored.by_id.len(),
-                    volumes = manifest.volumes.len(),
-                    "opened in {}",
-                    since(begun)
-                );
-                (journal, manifest)
-            }
-        };
-        run.write(&*disk)?;
-        let Restored { catalog, next_room, .. } = restored;
-        let end = journal.end();
-        for (budget, bytes) in [
-            (Budget::Tails, options.tails_bytes_max),
-            (Budget::BlockCache, options.block_cache_bytes_max),
-            (Budget::OpenVolumes, options.open_volumes_bytes_max),
-            (Budget::CommitQueue, options.commit_queue_bytes_max),
-        ] {
-            metrics.budget_max[budget].set(bytes as f64);
+/// A log that has been recovered, and whose threads do not run yet.
+pub(super) struct Parts {
+    pub(super) shared: Arc<Shared>,
+    pub(super) journal: Journal,
+    pub(super) manifest: Manifest,
+    pub(super) next_room: u64,
+}
+
+/// Recovers a log on any disk and block store: the tests put failing ones here.
+pub(super) fn assemble(
+    options: Options,
+    metrics: Arc<Metrics>,
+    disk: Arc<dyn Disk>,
+    store: Arc<dyn BlockStore>,
+) -> Result<Parts, OpenError> {
+    let begun = Instant::now();
+    let memory = Memory {
+        seqs: options.publisher_seqs,
+        publishers: options.publishers_per_room,
+        age_us: u64::try_from(options.publisher_age_max.as_micros()).unwrap_or(u64::MAX),
+    };
+    let journal_options = JournalOptions { free_bytes_min: options.disk_reserve_bytes, ..JournalOptions::default() };
+    let run = RunMark::now(options.durability);
+    let mut restored = Restored { catalog: Catalog::new(), by_id: HashMap::new(), memory, next_room: 1 };
+    let volumes = Volumes::new(
+        Arc::clone(&disk),
+        Arc::clone(&store),
+        VolumeLimits {
+            cache_bytes_max: options.block_cache_bytes_max,
+            held_bytes_max: options.open_volumes_bytes_max as u64,
+            ..VolumeLimits::default()
+        },
+    );
+    let (journal, manifest) = match Manifest::open(&*disk)? {
+        None => {
+            let (journal, start) = Journal::create(Arc::clone(&disk), journal_options)?;
+            let epoch = Epoch::random().map_err(OpenError::Threads)?;
+            let manifest = Manifest::new(epoch, start);
+            manifest.swap(&*disk)?;
+            (journal, manifest)
         }
-        metrics.storage_state.set(StorageState::Accepting.number());
-        let shared = Shared {
-            memory,
-            metrics,
-            epoch: manifest.epoch,
-            disk,
-            store,
-            catalog,
-            queue: CommitQueue::default(),
-            journal: journal.reader(),
-            volumes,
-            health: Mutex::new(Health::Ok),
-            committed: Mutex::new(Committed { seq: end.seq, file: end.file, end: end.position }),
-            committed_changed: Condvar::new(),
-            making: AtomicU64::new(end.seq.0),
-            clock_ahead_us: AtomicU64::new(0),
-            keeper: Mutex::default(),
-            keeper_asked: Condvar::new(),
-            options,
-        };
-        Self::new(Arc::new(shared), journal, manifest, next_room, lock)
+        Some(mut manifest) => {
+            let clean = CleanMark::read(&*disk)?;
+            let last = RunMark::read(&*disk)?;
+            let finding = judge_last_stop(last.as_ref(), clean.as_ref(), &run);
+            if let Some(number) = manifest.checkpoint {
+                let checkpoint = Checkpoint::open(&*disk, number, |name, id, facts, place| {
+                    restored.next_room = restored.next_room.max(id.0 + 1);
+                    restored.by_id.insert(id, name.clone());
+                    restored.catalog.restore(name, id, facts, place);
+                });
+                restored.catalog.set_checkpoint(Arc::new(checkpoint.map_err(fault)?));
+            }
+            restored.next_room = restored.next_room.max(manifest.next_room);
+            let ids: Vec<_> = manifest.volumes.iter().map(|volume| VolumeId(volume.id)).collect();
+            volumes.swap(&ids, &[])?;
+            let mut rooms = HashMap::new();
+            let (journal, recovery) = Journal::recover(
+                Arc::clone(&disk),
+                journal_options,
+                &manifest.journal,
+                &finding.last_stop,
+                &mut |commit| restored.visit(commit, &mut rooms),
+            )?;
+            if let Some(torn) = &recovery.torn {
+                tracing::warn!(
+                    "{}:{}: a commit that was being written when the broker stopped is dropped; \
+                         it was never acknowledged",
+                    torn.path.display(),
+                    torn.position
+                );
+            }
+            if recovery.dropped > 0 {
+                tracing::warn!(
+                    "the machine stopped while commits were not synced: {} commits after the torn one are lost",
+                    recovery.dropped
+                );
+            }
+            if finding.new_epoch {
+                manifest.epoch = Epoch::random().map_err(OpenError::Threads)?;
+                manifest.swap(&*disk)?;
+            }
+            CleanMark::remove(&*disk)?;
+            tidy(&*disk, &*store, &manifest)?;
+            tracing::info!(
+                commits = recovery.commits,
+                bytes = recovery.bytes,
+                rooms = restored.by_id.len(),
+                volumes = manifest.volumes.len(),
+                "opened in {}",
+                since(begun)
+            );
+            (journal, manifest)
+        }
+    };
+    run.write(&*disk)?;
+    let Restored { catalog, next_room, .. } = restored;
+    let end = journal.end();
+    for (budget, bytes) in [
+        (Budget::Tails, options.tails_bytes_max),
+        (Budget::BlockCache, options.block_cache_bytes_max),
+        (Budget::OpenVolumes, options.open_volumes_bytes_max),
+        (Budget::CommitQueue, options.commit_queue_bytes_max),
+    ] {
+        metrics.budget_max[budget].set(bytes as f64);
     }
+    metrics.storage_state.set(StorageState::Accepting.number());
+    let shared = Shared {
+        memory,
+        metrics,
+        epoch: manifest.epoch,
+        disk,
+        store,
+        catalog,
+        queue: CommitQueue::default(),
+        journal: journal.reader(),
+        volumes,
+        health: Mutex::new(Health::Ok),
+        committed: Mutex::new(Committed { seq: end.seq, file: end.file, end: end.position }),
+        committed_changed: Condvar::new(),
+        making: AtomicU64::new(end.seq.0),
+        clock_ahead_us: AtomicU64::new(0),
+        keeper: Mutex::default(),
+        keeper_asked: Condvar::new(),
+        options,
+    };
+    Ok(Parts { shared: Arc::new(shared), journal, manifest, next_room })
 }
 
 fn check(options: &Options) -> Result<(), OpenError> {

@@ -6,6 +6,8 @@
 
 mod file;
 mod files;
+#[cfg(test)]
+mod model;
 mod recovery;
 mod scan;
 #[cfg(test)]

@@ -2,12 +2,15 @@
 
 use std::cell::RefCell;
 use std::io;
+use std::net::Shutdown;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use hyper::upgrade::Upgraded;
+use hyper_util::rt::TokioIo;
 use parking_lot::{MappedMutexGuard, Mutex, MutexGuard};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
@@ -42,6 +45,20 @@ pub(crate) enum Socket {
     Plain(TcpStream),
     /// Under TLS.
     Tls(Box<TlsStream<TcpStream>>),
+}
+
+impl Socket {
+    /// The socket of a connection that has been upgraded without TLS, and what was read behind the request.
+    pub(crate) fn plain(upgraded: Upgraded) -> Option<(Self, Bytes)> {
+        let parts = upgraded.downcast::<TokioIo<TcpStream>>().ok()?;
+        Some((Self::Plain(parts.io.into_inner()), parts.read_buf))
+    }
+
+    /// As [`Socket::plain`], under TLS.
+    pub(crate) fn tls(upgraded: Upgraded) -> Option<(Self, Bytes)> {
+        let parts = upgraded.downcast::<TokioIo<TlsStream<TcpStream>>>().ok()?;
+        Some((Self::Tls(Box::new(parts.io.into_inner())), parts.read_buf))
+    }
 }
 
 /// What the task, the committer and the reading threads share.
@@ -324,6 +341,9 @@ impl Task {
         });
         if !tokio::time::timeout(CLOSE_TIMEOUT, written).await.unwrap_or(false) {
             return;
+        }
+        if let Some(direct) = &connection.direct {
+            let _ = socket2::SockRef::from(direct.as_ref()).shutdown(Shutdown::Write);
         }
         // A socket closed with unread bytes in it is reset, and the peer might not see what was written last.
         let drained = std::future::poll_fn(|cx| {

@@ -1,0 +1,373 @@
+//! The model test of the log: random operations, the power cut at any disk operation, reopened, against plain lists.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
+
+use super::committer::{Committer, Step};
+use super::keeper::Keeper;
+use super::recovery::{Parts, assemble};
+use super::*;
+use crate::protocol::{Batch, RecordArea};
+use crate::storage::block_store::{BlockStore, MemoryBlockStore};
+use crate::storage::disk::{Fault, FaultyDisk};
+use crate::storage::engine::{Appended, Reply, record_hash};
+use crate::storage::options::Retention;
+use crate::storage::room::Targets;
+use crate::types::{NewRecord, PublisherId};
+
+/// A log without threads: the test is the committer and the keeper.
+struct Stepped {
+    shared: Arc<Shared>,
+    committer: Committer,
+    keeper: Keeper,
+    answers: Arc<Answers>,
+}
+
+#[derive(Debug, Default)]
+struct Answers(Mutex<Vec<(u32, Outcome)>>);
+
+impl Reply for Answers {
+    fn answered(&self, tag: u32, _bytes: usize, outcome: Outcome) {
+        self.0.lock().push((tag, outcome));
+    }
+
+    fn flush(&self, _targets: Targets) {}
+}
+
+fn options(stride: u64) -> Options {
+    Options {
+        offset_stride: stride,
+        disk_reserve_bytes: 0,
+        tails_bytes_max: 2000,
+        retention: vec![Retention { rooms: "short-*".to_owned(), max_records: Some(5), ..Retention::default() }],
+        ..Options::new("")
+    }
+}
+
+impl Stepped {
+    fn open(options: Options, disk: &FaultyDisk, store: &Arc<dyn BlockStore>) -> Result<Self, OpenError> {
+        let disk = Arc::new(disk.clone());
+        let parts = assemble(options, Arc::new(Metrics::disabled()), disk, Arc::clone(store))?;
+        let Parts { shared, journal, manifest, next_room } = parts;
+        let keeper = Keeper::new(Arc::clone(&shared), manifest, journal.files());
+        let committer = Committer::new(Arc::clone(&shared), journal, next_room);
+        Ok(Self { shared, committer, keeper, answers: Arc::default() })
+    }
+
+    /// Hands over publishes, commits them together, and gives their answers in order.
+    fn publish(&mut self, publishes: &[Publish]) -> Vec<Outcome> {
+        let mut submission = Submission::new(Arc::clone(&self.answers) as Arc<dyn Reply>);
+        for (tag, publish) in publishes.iter().enumerate() {
+            let mut area = Vec::new();
+            for payload in &publish.payloads {
+                RecordArea::push(&mut area, &NewRecord::new(payload));
+            }
+            let mut hashes = Vec::new();
+            let mut rest = RecordArea(&area);
+            while let Some((record, behind)) = rest.split_first().expect("encoded just now") {
+                hashes.push(record_hash(record));
+                rest = behind;
+            }
+            let room = match self.shared.catalog.room(&publish.room) {
+                Ok(room) => room,
+                // As a session does: the publish is refused.
+                Err(error) => return publishes.iter().map(|_| Err(Refused::from_engine(&error))).collect(),
+            };
+            let tag = u32::try_from(tag).expect("few");
+            submission.push(room, Arc::from(""), publish.publisher, publish.seq, None, tag, &area, hashes);
+        }
+        assert!(self.shared.queue.submit(&mut submission));
+        assert_eq!(self.committer.step(), Step::Answered);
+        let mut answers = std::mem::take(&mut *self.answers.0.lock());
+        answers.sort_by_key(|(tag, _)| *tag);
+        assert_eq!(answers.len(), publishes.len(), "each publish is answered once");
+        answers.into_iter().map(|(_, outcome)| outcome).collect()
+    }
+
+    /// All that is retained of a room, from its floor on.
+    fn read(&self, room: &str) -> Vec<(u64, Vec<u8>)> {
+        let room = self.shared.catalog.room(room).expect("a room");
+        let (mut at, mut seen) = (room.facts().floor, Vec::new());
+        loop {
+            let block = match self.shared.read(&room, ReadAt::After(at)).expect("what is retained can be read") {
+                Read::Block(block) => block,
+                Read::Nothing => break,
+            };
+            assert!(block.prev <= at && block.last > at, "the block follows the place: {block:?}, {at}");
+            let batch = Batch::parse(&block.body).expect("a batch");
+            for record in batch.records(block.prev) {
+                let record = record.expect("a record");
+                if record.offset > at {
+                    assert_eq!(record.prev, at, "the chain is unbroken");
+                    seen.push((record.offset.0, record.content.payload.to_vec()));
+                    at = record.offset;
+                }
+            }
+        }
+        assert_eq!(at, room.facts().head, "everything up to the head is there");
+        assert_eq!(seen.len() as u64, room.facts().records, "the count is right");
+        assert_eq!(seen.first().map_or(0, |(offset, _)| *offset), room.facts().first.0, "the first is right");
+        // The same from behind.
+        let (mut before, mut offsets) = (Offset::MAX, Vec::new());
+        while let Read::Block(block) = self.shared.read(&room, ReadAt::Before(before)).expect("readable") {
+            let batch = Batch::parse(&block.body).expect("a batch");
+            let all: Vec<_> = batch.records(block.prev).map(|record| record.expect("a record").offset).collect();
+            offsets.extend(all.iter().rev().filter(|at| **at < before && **at > room.facts().floor).map(|at| at.0));
+            before = block.first;
+        }
+        offsets.reverse();
+        assert_eq!(offsets, seen.iter().map(|(offset, _)| *offset).collect::<Vec<_>>(), "backward as forward");
+        seen
+    }
+
+    fn close(self) -> Result<(), super::super::error::StorageError> {
+        self.shared.queue.close();
+        let Self { shared, committer, .. } = self;
+        shared.mark_clean(committer.run())
+    }
+}
+
+impl Refused {
+    fn from_engine(error: &EngineError) -> Self {
+        Self::new(Code::StorageFailed, error.to_string())
+    }
+}
+
+#[derive(Clone, Debug)]
+struct Publish {
+    room: String,
+    publisher: PublisherId,
+    seq: u64,
+    payloads: Vec<Vec<u8>>,
+}
+
+/// What must be in the log.
+#[derive(Clone, Debug, Default)]
+struct Model {
+    rooms: HashMap<String, Vec<(u64, Vec<u8>)>>,
+    seqs: HashMap<(String, PublisherId), u64>,
+    acknowledged: Vec<(Publish, u64, u64)>,
+    /// Publishes that were handed over and not answered with success: each is there whole, or not at all.
+    unsure: Vec<Publish>,
+}
+
+impl Model {
+    /// A publish that continues one of few publishers in one of few rooms.
+    fn invent(&mut self, random: &mut StdRng) -> Publish {
+        let room = ["one", "two", "short-a", "short-b", "quiet"][random.random_range(0..5)].to_owned();
+        let publisher = PublisherId([random.random_range(1..4); 16]);
+        let seq = self.seqs.entry((room.clone(), publisher)).or_insert(1);
+        let count = if random.random_bool(0.2) { random.random_range(2..20) } else { 1 };
+        let large = random.random_bool(0.05);
+        let payloads: Vec<_> = (0..count)
+            .map(|index| {
+                let bytes = if large { 40_000 } else { random.random_range(0..200) };
+                let mut payload = format!("{room} {publisher} {} ", *seq + index).into_bytes();
+                payload.resize(payload.len() + bytes, b'x');
+                payload
+            })
+            .collect();
+        let publish = Publish { room, publisher, seq: *seq, payloads };
+        *seq += count;
+        publish
+    }
+
+    fn took(&mut self, publish: &Publish, appended: &Appended, stride: u64) {
+        let records = self.rooms.entry(publish.room.clone()).or_default();
+        for (index, payload) in publish.payloads.iter().enumerate() {
+            records.push((appended.first.0 + index as u64 * stride, payload.clone()));
+        }
+        assert_eq!(records.last().expect("just pushed").0, appended.last.0);
+        self.acknowledged.push((publish.clone(), appended.first.0, appended.last.0));
+    }
+
+    /// What a log may hold after a cut: all that was acknowledged, in order, once, and perhaps the rest.
+    fn check(&self, log: &Stepped) {
+        for room in ["one", "two", "short-a", "short-b", "quiet"] {
+            let seen = log.read(room);
+            let facts = log.shared.catalog.facts(room).unwrap_or_default();
+            let nothing = Vec::new();
+            let known = self.rooms.get(room).unwrap_or(&nothing);
+            let retained: Vec<_> = known.iter().filter(|(offset, _)| *offset > facts.floor.0).cloned().collect();
+            let common = retained.len().min(seen.len());
+            assert_eq!(seen[..common], retained[..common], "room {room}: what was acknowledged, in order");
+            assert!(seen.len() >= retained.len(), "room {room}: nothing that was acknowledged is lost");
+            let rest: Vec<_> = seen[retained.len()..].iter().map(|(_, payload)| payload.clone()).collect();
+            let unsure = self.unsure.iter().filter(|publish| publish.room == room);
+            let all: Vec<_> = unsure.flat_map(|publish| publish.payloads.clone()).collect();
+            assert!(rest.is_empty() || rest == all, "room {room}: an unanswered commit is there whole or not at all");
+            if !room.starts_with("short") {
+                assert_eq!(facts.floor, Offset::ZERO, "room {room} has no retention");
+            } else {
+                assert!(known.len() < 5 || seen.len() >= 5, "room {room}: retention keeps five");
+            }
+        }
+    }
+
+    /// Every acknowledged publish is still known: a repeat gets its offsets and adds nothing.
+    fn check_repeats(&self, log: &mut Stepped) {
+        for (publish, first, last) in self.acknowledged.iter().rev().take(40) {
+            let outcome = log.publish(std::slice::from_ref(publish)).pop().expect("one answer");
+            let appended = outcome.unwrap_or_else(|refused| panic!("a repeat of {publish:?} was refused: {refused:?}"));
+            assert!(appended.duplicate, "a repeat is not a second record: {publish:?}");
+            assert_eq!((appended.first.0, appended.last.0), (*first, *last));
+        }
+    }
+}
+
+/// Works until the disk fails; says how.
+fn work(log: &mut Stepped, model: &mut Model, random: &mut StdRng, steps: usize, stride: u64) -> Result<(), String> {
+    for _ in 0..steps {
+        match random.random_range(0..20) {
+            0 => {
+                log.keeper.build().map_err(|error| format!("build: {error}"))?;
+            }
+            1 => {
+                log.keeper.retain();
+                log.committer.step();
+                log.keeper.rewrite().map_err(|error| format!("rewrite: {error}"))?;
+            }
+            2 => log.keeper.reserve(),
+            _ => {
+                let publishes: Vec<_> = (0..random.random_range(1..6)).map(|_| model.invent(random)).collect();
+                let outcomes = log.publish(&publishes);
+                if outcomes.iter().any(Result::is_err) {
+                    assert!(outcomes.iter().all(Result::is_err), "a commit fails as a whole: {outcomes:?}");
+                    model.unsure = publishes;
+                    return Err(format!("publish: {outcomes:?}"));
+                }
+                for (publish, outcome) in publishes.iter().zip(outcomes) {
+                    model.took(publish, &outcome.expect("checked"), stride);
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+fn seeds() -> Vec<u64> {
+    match std::env::var("ROOMLOG_TEST_SEED") {
+        Ok(seed) => vec![seed.parse().expect("ROOMLOG_TEST_SEED is a number")],
+        Err(_) => (0..12).map(|_| rand::random::<u32>().into()).collect(),
+    }
+}
+
+fn cut_everywhere(seed: u64, stride: u64) {
+    println!("ROOMLOG_TEST_SEED={seed} (stride {stride})");
+    let run = |cut: Option<u64>| {
+        let mut random = StdRng::seed_from_u64(seed);
+        let disk = FaultyDisk::new(seed);
+        let store: Arc<dyn BlockStore> = Arc::new(MemoryBlockStore::default());
+        if let Some(cut) = cut {
+            disk.cut_at(cut);
+        }
+        let mut model = Model::default();
+        if let Ok(mut log) = Stepped::open(options(stride), &disk, &store) {
+            let worked = work(&mut log, &mut model, &mut random, 40, stride);
+            assert!(worked.is_ok() || cut.is_some(), "the disk is fine: {worked:?}");
+        }
+        (disk, store, model)
+    };
+    let (disk, ..) = run(None);
+    let operations = disk.operations();
+    let mut random = StdRng::seed_from_u64(!seed);
+    for _ in 0..25 {
+        let cut = random.random_range(1..=operations);
+        println!("cut at operation {cut} of {operations}");
+        let (disk, store, mut model) = run(Some(cut));
+        // Recovery is cut too, and then succeeds.
+        let disk = disk.reopen(seed ^ cut);
+        if random.random_bool(0.5) {
+            disk.cut_at(disk.operations() + random.random_range(1..12));
+            let _ = Stepped::open(options(stride), &disk, &store);
+        }
+        let disk = disk.reopen(cut);
+        let mut log = Stepped::open(options(stride), &disk, &store).expect("it opens after a power cut");
+        model.check(&log);
+        model.check_repeats(&mut log);
+        // What was unsure is settled by repeating it, as a publisher does.
+        for publish in std::mem::take(&mut model.unsure) {
+            let outcome = log.publish(std::slice::from_ref(&publish)).pop().expect("one answer");
+            model.took(&publish, &outcome.expect("a repeat after a cut succeeds"), stride);
+        }
+        work(&mut log, &mut model, &mut random, 15, stride).expect("the disk is fine now");
+        model.check(&log);
+        log.close().expect("closed");
+        let log = Stepped::open(options(stride), &disk, &store).expect("it opens after a clean close");
+        model.check(&log);
+    }
+}
+
+#[test]
+fn nothing_acknowledged_is_lost_whenever_the_power_goes() {
+    for seed in seeds() {
+        cut_everywhere(seed, 1);
+    }
+}
+
+#[test]
+fn nothing_leans_on_dense_offsets_when_the_power_goes() {
+    for seed in seeds().into_iter().take(4) {
+        cut_everywhere(seed, 7);
+    }
+}
+
+#[test]
+fn after_a_failed_write_nothing_more_is_acknowledged_and_what_was_stays_readable() {
+    for seed in seeds() {
+        println!("ROOMLOG_TEST_SEED={seed}");
+        let mut random = StdRng::seed_from_u64(seed);
+        let disk = FaultyDisk::new(seed);
+        let store: Arc<dyn BlockStore> = Arc::new(MemoryBlockStore::default());
+        let mut model = Model::default();
+        let mut log = Stepped::open(options(1), &disk, &store).expect("a new log");
+        work(&mut log, &mut model, &mut random, 10, 1).expect("the disk is fine");
+        disk.fail_at(disk.operations() + 1 + random.random_range(0..2), Fault::Eio);
+        let publishes = vec![model.invent(&mut random)];
+        let failed = log.publish(&publishes).pop().expect("one answer").expect_err("the disk fails");
+        assert_eq!(failed.code, Code::StorageFailed);
+        let again = log.publish(&publishes).pop().expect("one answer").expect_err("the disk would work again");
+        assert_eq!(again.code, Code::StorageFailed);
+        assert!(matches!(*log.shared.health.lock(), Health::Failed(_)));
+        model.check(&log);
+        model.unsure.extend(publishes);
+        let disk = disk.reopen(seed);
+        let log = Stepped::open(options(1), &disk, &store).expect("it opens again");
+        model.check(&log);
+    }
+}
+
+#[test]
+fn a_full_disk_refuses_publishes_and_heals() {
+    let disk = FaultyDisk::new(1);
+    let store: Arc<dyn BlockStore> = Arc::new(MemoryBlockStore::default());
+    let mut model = Model::default();
+    let mut random = StdRng::seed_from_u64(1);
+    let mut log = Stepped::open(options(1), &disk, &store).expect("a new log");
+    disk.set_capacity(3 << 20);
+    let mut full = None;
+    for _ in 0..2000 {
+        let publish = model.invent(&mut random);
+        match log.publish(std::slice::from_ref(&publish)).pop().expect("one answer") {
+            Ok(appended) => model.took(&publish, &appended, 1),
+            Err(refused) => {
+                full = Some((publish, refused));
+                break;
+            }
+        }
+    }
+    let (publish, refused) = full.expect("the disk is small");
+    assert_eq!(refused.code, Code::StorageFull, "{refused:?}");
+    assert!(matches!(*log.shared.health.lock(), Health::Full(_)));
+    model.check(&log);
+    model.check_repeats(&mut log);
+    disk.set_capacity(64 << 20);
+    log.keeper.reserve();
+    let appended = log.publish(std::slice::from_ref(&publish)).pop().expect("one answer").expect("it has healed");
+    model.took(&publish, &appended, 1);
+    model.check(&log);
+}
