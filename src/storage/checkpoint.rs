@@ -3,7 +3,7 @@
 //! One file that holds every room: its name, number and facts, and what it remembers of its publishers. Each room
 //! is checksummed by itself, so that the publishers of a room at rest are read only when somebody publishes there.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use bincode::{BorrowDecode, Encode};
@@ -49,9 +49,12 @@ struct Stored<'a> {
     bytes: u64,
 }
 
+/// The directory of checkpoints in the data directory.
+pub(crate) const DIRECTORY: &str = "meta";
+
 /// The file of a checkpoint.
 pub(crate) fn path(number: u64) -> PathBuf {
-    PathBuf::from(format!("meta/{number:020}.rlm"))
+    PathBuf::from(format!("{DIRECTORY}/{number:020}.rlm"))
 }
 
 /// Why a checkpoint cannot be read.
@@ -63,7 +66,7 @@ pub(crate) struct Fault {
 }
 
 impl Fault {
-    fn new(path: &std::path::Path, position: u64, what: impl ToString) -> Self {
+    fn new(path: &Path, position: u64, what: impl ToString) -> Self {
         Self { file: path.display().to_string(), position, what: what.to_string() }
     }
 }
@@ -86,8 +89,7 @@ pub(crate) struct Writer {
 impl Writer {
     pub(crate) fn create(disk: &dyn Disk, number: u64) -> std::io::Result<Self> {
         let path = path(number);
-        disk.create_dir(&PathBuf::from("meta"))?;
-        if disk.list(&PathBuf::from("meta"))?.iter().any(|name| path.ends_with(name)) {
+        if disk.list(Path::new(DIRECTORY))?.iter().any(|name| path.ends_with(name)) {
             // Left over from an attempt that was cut short: no manifest names it.
             disk.remove(&path)?;
         }
@@ -133,7 +135,7 @@ impl Writer {
         self.buffer.extend_from_slice(&rooms);
         self.flush()?;
         self.file.sync_data()?;
-        disk.sync_dir(&PathBuf::from("meta"))?;
+        disk.sync_dir(Path::new(DIRECTORY))?;
         Ok(Checkpoint { path: self.path, file: self.file })
     }
 

@@ -5,6 +5,7 @@
 
 pub mod block_store;
 mod catalog;
+pub mod check;
 pub mod checked_file;
 mod checkpoint;
 pub mod commit;

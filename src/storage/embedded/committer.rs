@@ -433,7 +433,7 @@ impl RoomCommit {
 
 impl Shared {
     /// Nothing more is accepted until a restart.
-    fn fail(&self, message: String) -> Refused {
+    pub(super) fn fail(&self, message: String) -> Refused {
         tracing::error!("storage failed, nothing more is accepted until a restart: {message}");
         self.metrics.storage_state.set(StorageState::Failed.number());
         *self.health.lock() = Health::Failed(message.clone());

@@ -215,7 +215,7 @@ impl Keeper {
 
         // Published before the journal is dropped: a reader finds the records in one or the other.
         let added: Vec<_> = built.iter().map(|built| built.id).collect();
-        self.shared.volumes.swap(&added, &[])?;
+        self.publish(&added, &[])?;
         for (_, name) in &rooms {
             stretch.drop_places(&self.shared, name);
         }
@@ -295,14 +295,29 @@ impl Keeper {
         if self.shared.options.durability == Durability::Os {
             self.files.sync()?;
         }
-        manifest.swap(&*self.shared.disk)?;
+        if let Err(error) = manifest.swap(&*self.shared.disk) {
+            // The old one or the new one is in force. What the new one names is not touched again: the next
+            // attempt takes other numbers, and the next start deletes what is left over.
+            self.manifest.next_volume = manifest.next_volume;
+            self.manifest.next_checkpoint = manifest.next_checkpoint;
+            return Err(error.into());
+        }
         self.manifest = manifest;
+        Ok(())
+    }
+
+    /// Shows volumes that a durable manifest names to readers, in the place of others.
+    fn publish(&self, added: &[VolumeId], removed: &[VolumeId]) -> Result<(), KeepError> {
+        self.shared.volumes.swap(added, removed).inspect_err(|error| {
+            // It was verified just now. Going on would drop the journal of what nobody can read.
+            self.shared.fail(format!("a volume that was just built cannot be read: {error}"));
+        })?;
         Ok(())
     }
 
     fn remove_old_checkpoints(&self) {
         let Some(current) = self.manifest.checkpoint else { return };
-        let meta = std::path::Path::new("meta");
+        let meta = std::path::Path::new(checkpoint::DIRECTORY);
         for name in self.shared.disk.list(meta).unwrap_or_default() {
             if !checkpoint::path(current).ends_with(&name)
                 && name.extension().is_some_and(|extension| extension == "rlm")
@@ -360,8 +375,6 @@ impl Keeper {
     /// The number of the next volume, with nothing left of an attempt to build it.
     fn next_volume(&self) -> Result<VolumeId, KeepError> {
         let id = VolumeId(self.manifest.next_volume);
-        let volumes = std::path::Path::new(VOLUMES);
-        self.shared.disk.create_dir(volumes).map_err(StorageError::io(volumes, "create"))?;
         delete(&*self.shared.disk, &*self.shared.store, id)?;
         Ok(id)
     }
@@ -387,7 +400,7 @@ impl Keeper {
         manifest.volumes.extend(built.iter().map(entry));
         self.swap(manifest)?;
         let added: Vec<_> = built.iter().map(|built| built.id).collect();
-        self.shared.volumes.swap(&added, chosen)?;
+        self.publish(&added, chosen)?;
         self.shared.volumes.sweep()?;
         let after = added.first().and_then(|id| self.shared.volumes.disk_bytes(*id).ok()).unwrap_or(0);
         self.shared.metrics.retention_bytes.increment(before.saturating_sub(after));

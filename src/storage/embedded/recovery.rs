@@ -24,7 +24,7 @@ use crate::storage::manifest::Manifest;
 use crate::storage::marks::{CleanMark, Durability, RunMark, judge_last_stop};
 use crate::storage::publishers::Memory;
 use crate::storage::room::{Room, RoomId};
-use crate::storage::volume::{VolumeId, VolumeLimits, Volumes, delete, found};
+use crate::storage::volume::{VOLUMES, VolumeId, VolumeLimits, Volumes, delete, found};
 use crate::storage::{OpenError, Options};
 use crate::types::{Epoch, Offset, RoomName, Time};
 
@@ -62,6 +62,12 @@ pub(super) fn assemble(
     store: Arc<dyn BlockStore>,
 ) -> Result<Parts, OpenError> {
     let begun = Instant::now();
+    // Durable before anything is put into them: a manifest may name it as soon as it is there.
+    for directory in [VOLUMES, checkpoint::DIRECTORY] {
+        let path = Path::new(directory);
+        disk.create_dir(path).map_err(StorageError::io(path, "create"))?;
+    }
+    disk.sync_dir(Path::new("")).map_err(StorageError::io(Path::new(""), "sync"))?;
     let memory = Memory {
         seqs: options.publisher_seqs,
         publishers: options.publishers_per_room,
@@ -204,7 +210,7 @@ fn tidy(disk: &dyn Disk, store: &dyn BlockStore, manifest: &Manifest) -> Result<
             delete(disk, store, id)?;
         }
     }
-    let meta = Path::new("meta");
+    let meta = Path::new(checkpoint::DIRECTORY);
     for name in disk.list(meta).map_err(StorageError::io(meta, "list"))? {
         let named = manifest.checkpoint.is_some_and(|number| checkpoint::path(number).ends_with(&name));
         let ours = name.extension().is_some_and(|extension| extension == "rlm");
