@@ -11,7 +11,7 @@ use serde_json::json;
 use super::Inner;
 use super::http::{Answer, not_allowed, plain, set};
 use crate::metrics::{BUCKETS, Metrics};
-use crate::storage::Health;
+use crate::storage::{Durability, Health};
 
 /// The metrics of one broker in the text form of Prometheus. Nothing global: each broker may have its own.
 #[derive(Clone)]
@@ -104,7 +104,11 @@ fn info(inner: &Inner) -> serde_json::Value {
         "version": env!("CARGO_PKG_VERSION"),
         "epoch": inner.broker.epoch().0,
         "uptime_seconds": inner.started.elapsed().as_secs(),
-        "durability": inner.options.durability.name(),
+        "durability": match inner.options.durability {
+            Durability::Fsync => "fsync",
+            Durability::Os => "os",
+            Durability::Memory => "memory",
+        },
         "listeners": {
             "tcp": inner.bound.listen,
             "quic": inner.bound.quic,

@@ -64,10 +64,13 @@ pub(crate) fn frame(output: Output, out: &mut Vec<u8>) -> (Place, Option<Bytes>)
 /// Appends a delivery frame as far as the batch body. Allocates nothing when `out` has room.
 fn delivery_head(join: JoinId, part: &Part, out: &mut Vec<u8>) {
     let header = DeliveryHeader { join, from: part.from, to: part.to, prev: part.prev };
-    let length = 1 + crate::protocol::encoded_len(&header) + part.body.len();
-    encode_into(out, &u32::try_from(length).expect("a batch is below 4 GiB"));
+    // The length stands in front of what it tells the length of: written behind, then moved there.
+    let start = out.len();
     out.push(Number::Delivery as u8);
     encode_into(out, &header);
+    let head = out.len() - start;
+    encode_into(out, &u32::try_from(head + part.body.len()).expect("a batch is below 4 GiB"));
+    out[start..].rotate_left(head);
 }
 
 /// What has been written since the metrics were last moved: they are moved once per write, not per frame.
