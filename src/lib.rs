@@ -5,5 +5,11 @@ pub mod broker;
 pub mod config;
 pub mod metrics;
 pub mod protocol;
+#[cfg(feature = "server")]
+pub mod server;
+#[cfg(feature = "server")]
+mod session;
 pub mod storage;
+#[cfg(feature = "server")]
+mod transport;
 pub mod types;

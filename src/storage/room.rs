@@ -97,6 +97,9 @@ pub(crate) struct RoomState {
 struct Followers {
     next: u64,
     list: Vec<(u64, Arc<dyn Follow>)>,
+    /// Whether the list is away while its followers are told; who leaves meanwhile stands in `gone`.
+    away: bool,
+    gone: Vec<u64>,
 }
 
 /// Names a follower of a room, for [`Room::unfollow`].
@@ -140,6 +143,8 @@ impl Room {
         let mut followers = self.followers.lock();
         if let Ok(at) = followers.list.binary_search_by_key(&id.0, |(id, _)| *id) {
             followers.list.remove(at);
+        } else if followers.away {
+            followers.gone.push(id.0);
         }
     }
 
@@ -211,11 +216,27 @@ impl Room {
         work(&mut self.state.lock())
     }
 
-    /// Wakes all followers.
+    /// Wakes all followers; called by one thread at a time.
+    ///
+    /// Not under the lock: a follower that is served at once may write to its socket, and may leave the room.
     pub(crate) fn notify(&self, targets: Targets) {
-        for (_, follower) in &self.followers.lock().list {
+        let mut list = {
+            let mut followers = self.followers.lock();
+            followers.away = true;
+            std::mem::take(&mut followers.list)
+        };
+        for (_, follower) in &list {
             follower.advanced(targets);
         }
+        let mut followers = self.followers.lock();
+        followers.away = false;
+        if !followers.gone.is_empty() {
+            let gone = std::mem::take(&mut followers.gone);
+            list.retain(|(id, _)| !gone.contains(id));
+        }
+        // Who came meanwhile has a greater number, and has looked at the log since.
+        list.append(&mut followers.list);
+        followers.list = list;
     }
 }
 

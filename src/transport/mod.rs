@@ -1,0 +1,5 @@
+//! WebSocket, QUIC and TLS: they move frames and decide nothing.
+
+pub(crate) mod encode;
+pub(crate) mod tls;
+pub(crate) mod websocket;

@@ -1,0 +1,7 @@
+//! A session over one WebSocket: a task that reads and decides, and a way to write that any thread may take.
+
+mod connection;
+mod guard;
+mod out;
+
+pub(crate) use connection::{Connection, Socket};
