@@ -1,6 +1,8 @@
 //! Roomlog: an embedded pub/sub message broker in which every room is a persistent log.
 
 pub mod broker;
+#[cfg(feature = "client")]
+pub mod client;
 #[cfg(feature = "server")]
 pub mod config;
 pub mod metrics;
