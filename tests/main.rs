@@ -4,3 +4,5 @@ mod architecture;
 #[cfg(feature = "server")]
 mod defaults;
 mod policy;
+#[cfg(all(feature = "server", feature = "client"))]
+mod scenarios;
