@@ -448,6 +448,18 @@ impl Volumes {
         }
     }
 
+    /// Lets go of all volumes, so that another process may open them; nothing is found afterwards.
+    pub fn close(&self) {
+        let live = std::mem::take(&mut *self.live.write());
+        let doomed = std::mem::take(&mut *self.doomed.lock());
+        self.open.lock().clear();
+        for volume in live.iter().chain(&doomed) {
+            self.close_store(volume);
+            self.close_file(volume);
+            self.cache.lock().remove_volume(volume.info().id);
+        }
+    }
+
     fn close_store(&self, volume: &Volume) {
         let mut slot = volume.store.lock();
         if let Some(open) = slot.open.take() {
