@@ -312,9 +312,17 @@ fn commits_that_were_not_synced_are_a_prefix_after_a_reboot_and_the_epoch_is_new
         // A kill without a reboot: all is there, and the epoch stands.
         let killed = House::start(&disk.after_kill(seed), Durability::Os, "first boot").expect("nothing is damaged");
         assert_eq!((killed.found, killed.manifest.epoch), (written.clone(), epoch));
-        // A reboot.
+        // A reboot, and a second one at any moment of the start that follows.
         let disk = disk.reopen(random.random());
-        let mut house = House::start(&disk, Durability::Os, "second boot").expect("nothing is damaged");
+        disk.record();
+        drop(House::start(&disk, Durability::Os, "second boot").expect("nothing is damaged"));
+        for moment in disk.take_moments() {
+            let again = House::start(&moment.reopen(random.random()), Durability::Os, "third boot");
+            let found = again.expect("nothing is damaged").found;
+            assert!(written.starts_with(&found), "found {found:?} of {written:?} after {}", moment.what);
+        }
+        let disk = disk.reopen(random.random());
+        let mut house = House::start(&disk, Durability::Os, "third boot").expect("nothing is damaged");
         assert!(written.starts_with(&house.found), "found {:?} of {written:?}", house.found);
         assert_ne!(house.manifest.epoch, epoch);
         let mut served = house.found.clone();
@@ -323,7 +331,7 @@ fn commits_that_were_not_synced_are_a_prefix_after_a_reboot_and_the_epoch_is_new
         }
         drop(house);
         // What was dropped never comes back, and what was synced since is there.
-        let house = House::start(&disk.reopen(random.random()), Durability::Fsync, "second boot");
+        let house = House::start(&disk.reopen(random.random()), Durability::Fsync, "third boot");
         assert_eq!(house.expect("nothing is damaged").found, served);
     }
 }
