@@ -2,7 +2,8 @@
 
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
 use super::*;
 use crate::storage::commit::{BodyPlace, Entry, UnitPlace};
@@ -318,12 +319,15 @@ fn after_a_failed_sync_nothing_is_written_and_reading_goes_on() {
 fn a_reader_never_gets_the_bytes_of_a_recycled_file() {
     let medium = MemoryDisk::new(1 << 20);
     let (mut journal, _) = Journal::create(Arc::new(medium), small()).expect("a new journal");
-    let (reader, stop) = (journal.reader(), AtomicBool::new(false));
+    let (reader, files, stop) = (journal.reader(), journal.files(), AtomicBool::new(false));
     let latest = parking_lot::Mutex::new(Vec::<(BodyPlace, u8)>::new());
-    let (mut read, mut gone) = (0_u64, 0_u64);
+    let (read, gone) = (AtomicU64::new(0), AtomicU64::new(0));
+    let enough = |count: &AtomicU64| count.load(Ordering::Relaxed) >= 500;
+    let deadline = Instant::now() + Duration::from_secs(60);
     std::thread::scope(|scope| {
         scope.spawn(|| {
-            for number in 0..4000_u64 {
+            let mut number = 0_u64;
+            while !(enough(&read) && enough(&gone) && number > 1000) && Instant::now() < deadline {
                 let mut commit = CommitBuilder::new();
                 let span = commit.batch(1, Offset(1), &[number as u8; 400]);
                 let place = journal.write(&mut commit).expect("memory does not fail").body(span);
@@ -336,29 +340,30 @@ fn a_reader_never_gets_the_bytes_of_a_recycled_file() {
                     let start = journal.files().start_at(journal.next_seq()).expect("the next one");
                     journal.files().retire(&start).expect("memory does not fail");
                 }
+                number += 1;
             }
             stop.store(true, Ordering::Relaxed);
         });
         let mut body = Vec::new();
         while !stop.load(Ordering::Relaxed) {
             let places = latest.lock().clone();
-            for (place, fill) in places {
+            for (place, fill) in places.into_iter().rev() {
                 match reader.read(&place, &mut body) {
                     Ok(()) => {
                         assert_eq!(body, [fill; 400]);
-                        read += 1;
+                        read.fetch_add(1, Ordering::Relaxed);
                     }
                     Err(StorageError::Gone { file }) => {
                         assert_eq!(file, place.file);
-                        gone += 1;
+                        gone.fetch_add(1, Ordering::Relaxed);
                     }
                     Err(other) => panic!("{other}"),
                 }
             }
         }
     });
-    assert!(journal.files().live()[0].id > JournalFileId(100), "files were recycled");
-    assert!(read > 0 && gone > 0, "{read} read, {gone} gone");
+    assert!(files.live()[0].id > JournalFileId(100), "files were recycled");
+    assert!(enough(&read) && enough(&gone), "{read:?} read, {gone:?} gone");
 }
 
 #[test]
