@@ -18,7 +18,7 @@ pub const SECTOR_BYTES: usize = 512;
 pub const UNIT_BYTES_MAX: usize = 32 << 20;
 
 /// Room for the fields of one entry beside its name or body, in bytes; no entry has more.
-const ENTRY_BYTES_MAX: usize = 32;
+const ENTRY_BYTES_MAX: usize = 64;
 
 const HEADER_BYTES: usize = 48;
 const MAGIC: [u8; 4] = *b"RLcu";
@@ -390,7 +390,7 @@ mod tests {
         commit.begin(Time(9));
         commit.room(1, &RoomName::new("a").expect("a good name"));
         commit.batch(1, Offset::ZERO, b"first body");
-        commit.floor(2, Offset(77));
+        commit.floor(2, &Floor { floor: Offset(77), first: Offset(78), first_time: Time(8), records: 70, bytes: 900 });
         commit.batch(2, Offset(76), b"second body");
         commit
     }
@@ -456,12 +456,12 @@ mod tests {
             Commit::parse(&unit, PLACE).map(|commit| commit.entries().count()).map_err(|error| error.to_string())
         };
         assert_eq!(parse(&[]), Ok(0));
-        assert_eq!(parse(&[TAG_FLOOR, 1, 2]), Ok(1));
+        assert_eq!(parse(&[TAG_FLOOR, 1, 2, 3, 4, 5, 6]), Ok(1));
         for (entries, why) in [
             (&[9, 1, 2][..], "no entry has the tag 9"),
             (&[TAG_FLOOR, 1], "end within a floor"),
-            (&[TAG_FLOOR, 251, 1, 0, 2], "not in its shortest form"),
-            (&[TAG_FLOOR, 1, 253, 0, 0, 0, 0, 0, 0, 32, 0], "impossible offset"),
+            (&[TAG_FLOOR, 251, 1, 0, 2, 3, 4, 5, 6], "not in its shortest form"),
+            (&[TAG_FLOOR, 1, 253, 0, 0, 0, 0, 0, 0, 32, 0, 3, 4, 5, 6], "impossible offset"),
             (&[TAG_ROOM, 1, 0], "a room name needs at least 1 byte"),
             (&[TAG_ROOM, 1, 1, 10], "no control characters"),
             (&[TAG_ROOM, 1, 1, 0xff], "not UTF-8"),

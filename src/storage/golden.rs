@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use super::commit::{Commit, CommitBuilder, CommitSeq, Entry, JournalFileId, UnitPlace, is_whole};
+use super::commit::{Commit, CommitBuilder, CommitSeq, Entry, Floor, JournalFileId, UnitPlace, is_whole};
 use super::disk::{Disk, FaultyDisk};
 use super::journal::{FileHeader, JournalEnd, JournalStart};
 use super::manifest::{MANIFEST_NAME, Manifest, VolumeEntry};
@@ -10,6 +10,14 @@ use super::marks::{CLEAN_MARK_NAME, CleanMark, Durability, RUN_MARK_NAME, RunMar
 use crate::types::{Epoch, Offset, RoomName, Time};
 
 const SALT: u64 = 0x1122_3344_5566_7788;
+
+const FLOOR: Floor = Floor {
+    floor: Offset(70_000),
+    first: Offset(70_001),
+    first_time: Time(1_699_999_999_000_000),
+    records: 69_000,
+    bytes: 5_000_000,
+};
 
 /// The bytes of a file in `tests/golden/storage-v1`: hex, `zeros N`, and comments behind `#`.
 fn golden(name: &str) -> Vec<u8> {
@@ -53,7 +61,7 @@ fn a_commit_is_the_golden_one() {
     let mut commit = CommitBuilder::new();
     commit.begin(Time(1_700_000_000_000_000));
     commit.room(7, &RoomName::new("général").expect("a good name"));
-    commit.floor(300, Offset(70_000));
+    commit.floor(300, &FLOOR);
     let span = commit.batch(7, Offset::ZERO, b"a batch body, opaque here");
     assert_eq!(commit.seal(CommitSeq(42), JournalFileId(3), SALT), golden);
 
@@ -64,7 +72,7 @@ fn a_commit_is_the_golden_one() {
     assert_eq!((commit.seq, commit.time), (CommitSeq(42), Time(1_700_000_000_000_000)));
     let entries = [
         Entry::Room { room: 7, name: "général" },
-        Entry::Floor { room: 300, floor: Offset(70_000) },
+        Entry::Floor { room: 300, floor: FLOOR },
         Entry::Batch { room: 7, prev: Offset::ZERO, body: b"a batch body, opaque here", span },
     ];
     assert!(commit.entries().eq(entries));
