@@ -2,5 +2,9 @@
 
 mod architecture;
 #[cfg(feature = "server")]
+mod attacks;
+#[cfg(feature = "server")]
 mod defaults;
 mod policy;
+#[cfg(feature = "server")]
+mod raw;
