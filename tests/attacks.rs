@@ -56,7 +56,10 @@ async fn what_is_published_over_a_websocket_is_replayed_and_then_comes_live() {
     exporter.upkeep();
     let rendered = exporter.render();
     assert!(rendered.contains("roomlog_published_records_total{transport=\"websocket\"} 4"), "{rendered}");
-    assert!(rendered.contains("roomlog_delivered_records_total{transport=\"websocket\",source=\"tail\"} 4"), "{rendered}");
+    assert!(
+        rendered.contains("roomlog_delivered_records_total{transport=\"websocket\",source=\"tail\"} 4"),
+        "{rendered}"
+    );
     server.stop().await;
 }
 
@@ -85,13 +88,18 @@ fn fatal_frames() -> Vec<(&'static str, Vec<u8>, (Code, bool), u16)> {
         ("an integer that is not canonical", vec![5, 4, 0xfb, 1, 0, 1], bad, 4600),
         ("a room's name of 2^60 bytes", [&[11, 2, 1, 0xfd][..], &(1_u64 << 60).to_le_bytes()].concat(), bad, 4600),
         ("a room's name that is not UTF-8", vec![6, 6, 1, 2, 0xff, 0xfe, 0], bad, 4600),
-        ("a publish that counts wrong", {
-            let mut bytes = good.clone();
-            let count = bytes.len() - 1 - 6 - 1;
-            assert_eq!(bytes[count], 1);
-            bytes[count] = 2;
-            bytes
-        }, bad, 4600),
+        (
+            "a publish that counts wrong",
+            {
+                let mut bytes = good.clone();
+                let count = bytes.len() - 1 - 6 - 1;
+                assert_eq!(bytes[count], 1);
+                bytes[count] = 2;
+                bytes
+            },
+            bad,
+            4600,
+        ),
         ("a second hello", hello(), bad, 4600),
     ]
 }
@@ -172,9 +180,11 @@ async fn a_request_that_is_wrong_is_refused_and_the_session_goes_on() {
         ("a seq that skips", publish(2, "kept", publisher, 2, &[b"x"]), Code::PublisherForgotten),
         ("a join id in use", join(2, 1, "other", Start::New), Code::AlreadyJoined),
         ("a leave of nothing", frame(&ClientFrame::Leave(Leave { request: 2, join: JoinId(5) })), Code::UnknownJoin),
-        ("a credit for nothing", {
-            frame(&ClientFrame::Credit(Credit { request: 2, join: JoinId(5), bytes: 1 }))
-        }, Code::UnknownJoin),
+        (
+            "a credit for nothing",
+            { frame(&ClientFrame::Credit(Credit { request: 2, join: JoinId(5), bytes: 1 })) },
+            Code::UnknownJoin,
+        ),
         ("signals", wanting(Want { signals: true, ..Want::RECORDS }), Code::NotSupported),
         ("cursors", wanting(Want { cursors: true, ..Want::RECORDS }), Code::NotSupported),
         ("nothing", wanting(Want { records: false, ..Want::RECORDS }), Code::NotSupported),

@@ -84,7 +84,7 @@ impl Raw {
 
     /// Whether more has come before the end.
     async fn more(&mut self) -> bool {
-        let mut bytes = [0; 64 << 10];
+        let mut bytes = vec![0; 64 << 10];
         let read = tokio::time::timeout(PATIENCE, self.stream.read(&mut bytes)).await.expect("something comes in time");
         let count = read.unwrap_or(0);
         self.unread.extend_from_slice(&bytes[..count]);
