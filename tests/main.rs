@@ -2,6 +2,8 @@
 
 mod architecture;
 #[cfg(feature = "server")]
+mod attacks;
+#[cfg(feature = "server")]
 mod defaults;
 mod policy;
 #[cfg(all(feature = "server", feature = "client"))]

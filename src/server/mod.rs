@@ -21,6 +21,7 @@ use hyper::{Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use parking_lot::Mutex;
 use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Notify;
 use tokio::task::AbortHandle;
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
@@ -34,6 +35,7 @@ use admission::{Admission, Permit};
 use crate::broker::Broker;
 use crate::metrics::{Refusal, Transport};
 use crate::session::Outbox;
+use crate::transport::quic;
 use crate::transport::tls::{Identity, TlsError};
 use crate::transport::websocket::{Connection, Socket};
 
@@ -114,6 +116,8 @@ struct Inner {
     stop: CancellationToken,
     /// Everything ends.
     cut: CancellationToken,
+    /// The last session of a stopping server is over.
+    idle: Notify,
     tasks: TaskTracker,
     started: Instant,
 }
@@ -150,9 +154,16 @@ impl Server {
         };
         let clients = options.listen.map(listen).transpose()?;
         let operators = options.admin_listen.map(listen).transpose()?;
+        let endpoint = match (options.quic_listen, &identity) {
+            (Some(address), Some(identity)) => {
+                let config = quic::config(identity, broker.limits(), options.quic_send_bytes_max)?;
+                Some(quic::listen(address, config).map_err(|source| StartError::Listen { address, source })?)
+            }
+            _ => None,
+        };
         let bound = Bound {
             listen: clients.as_ref().map(|(_, address)| *address),
-            quic: None,
+            quic: endpoint.as_ref().and_then(|endpoint| endpoint.local_addr().ok()),
             admin: operators.as_ref().map(|(_, address)| *address),
         };
         let admission = Arc::new(Admission::new(&options, Arc::clone(broker.metrics())));
@@ -165,11 +176,15 @@ impl Server {
             sessions: Mutex::default(),
             stop: CancellationToken::new(),
             cut: CancellationToken::new(),
+            idle: Notify::new(),
             tasks: TaskTracker::new(),
             started: Instant::now(),
         });
         if let Some((listener, _)) = clients {
             inner.tasks.spawn(Arc::clone(&inner).accept_clients(listener));
+        }
+        if let Some(endpoint) = endpoint {
+            inner.tasks.spawn(Arc::clone(&inner).accept_quic(endpoint));
         }
         if let Some((listener, _)) = operators {
             inner.tasks.spawn(Arc::clone(&inner).accept_operators(listener));
@@ -198,6 +213,9 @@ impl Server {
         let spread = inner.options.reconnect_spread;
         for entry in inner.sessions.lock().values() {
             entry.outbox.stop(part_of(spread));
+        }
+        if inner.sessions.lock().is_empty() {
+            inner.idle.notify_one();
         }
         inner.tasks.close();
         if tokio::time::timeout(inner.options.shutdown_deadline, inner.tasks.wait()).await.is_err() {
@@ -412,6 +430,76 @@ impl Inner {
         }
     }
 
+    async fn accept_quic(self: Arc<Self>, endpoint: quinn::Endpoint) {
+        loop {
+            let incoming = tokio::select! {
+                biased;
+                () = self.stop.cancelled() => break,
+                incoming = endpoint.accept() => incoming,
+            };
+            let Some(incoming) = incoming else { break };
+            let busy = self.admission.handshakes() >= self.options.quic_retry_above;
+            if busy && !incoming.remote_address_validated() && incoming.may_retry() {
+                // Whoever really is there comes again, with a proof of it; nothing is kept of others.
+                let _ = incoming.retry();
+                continue;
+            }
+            let Some(permit) = self.admission.enter(Transport::Quic, incoming.remote_address().ip()) else {
+                incoming.refuse();
+                continue;
+            };
+            let inner = Arc::clone(&self);
+            self.tasks.spawn(async move {
+                let cut = inner.cut.clone();
+                tokio::select! {
+                    biased;
+                    () = cut.cancelled() => {}
+                    () = inner.quic(incoming, permit) => {}
+                }
+            });
+        }
+        // New connections are refused; those there are end one by one.
+        endpoint.set_server_config(None);
+        self.cut_or_done().await;
+        endpoint.close(quinn::VarInt::from_u32(0), b"");
+        endpoint.wait_idle().await;
+    }
+
+    /// One QUIC connection, until it is over or has become a session.
+    async fn quic(self: Arc<Self>, incoming: quinn::Incoming, mut permit: Permit) {
+        let timeout = self.broker.limits().handshake_timeout;
+        let refused = |why| self.broker.metrics().connections_refused[why].increment(1);
+        let connection = match incoming.accept() {
+            Ok(connecting) => match tokio::time::timeout(timeout, connecting).await {
+                Ok(Ok(connection)) => connection,
+                Ok(Err(_)) => return refused(Refusal::Handshake),
+                Err(_) => return refused(Refusal::Timeout),
+            },
+            Err(_) => return refused(Refusal::Handshake),
+        };
+        permit.shaken();
+        let number = self.broker.new_session();
+        let outbox = self.register(number, Transport::Quic);
+        let inner = Arc::clone(&self);
+        let task = self.tasks.spawn(async move {
+            let registered = Registered { inner, number };
+            let _permit = permit;
+            let broker = registered.inner.broker.clone();
+            quic::serve(connection, broker, number, outbox).await;
+        });
+        if let Some(entry) = self.sessions.lock().get_mut(&number) {
+            entry.task = Some(task.abort_handle());
+        }
+    }
+
+    /// Waits until there is no session any more, or what remains is cut.
+    async fn cut_or_done(&self) {
+        tokio::select! {
+            () = self.cut.cancelled() => {}
+            () = self.idle.notified() => {}
+        }
+    }
+
     fn register(&self, number: u64, transport: Transport) -> Arc<Outbox> {
         let outbox = Arc::new(Outbox::new(Arc::clone(self.broker.metrics()), transport));
         self.sessions.lock().insert(number, Entry { outbox: Arc::clone(&outbox), task: None });
@@ -445,7 +533,13 @@ struct Registered {
 
 impl Drop for Registered {
     fn drop(&mut self) {
-        self.inner.sessions.lock().remove(&self.number);
+        let mut sessions = self.inner.sessions.lock();
+        sessions.remove(&self.number);
+        let idle = sessions.is_empty();
+        drop(sessions);
+        if idle && self.inner.stop.is_cancelled() {
+            self.inner.idle.notify_one();
+        }
     }
 }
 

@@ -84,6 +84,11 @@ impl Outbox {
         self.push_with(|out| frame_into(out, |out| frame.encode_into(out)));
     }
 
+    /// Appends a frame with its length. Wakes nobody.
+    pub(crate) fn push_bytes(&self, frame: &[u8]) {
+        self.push_with(|out| out.extend_from_slice(frame));
+    }
+
     /// Appends a refusal. Wakes nobody.
     pub(crate) fn refuse(&self, request: RequestId, why: &Refused) {
         self.metrics.errors[why.code].increment(1);

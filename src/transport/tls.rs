@@ -24,6 +24,8 @@ pub(crate) enum TlsError {
     File { path: String, what: String },
     #[error("a development certificate cannot be made: {0}")]
     Made(String),
+    #[error("the cryptography has no cipher suite to begin QUIC with")]
+    NoInitialSuite,
     #[error("the certificate cannot be used: {0}")]
     Unusable(rustls::Error),
 }

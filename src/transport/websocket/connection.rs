@@ -15,7 +15,6 @@ use parking_lot::{MappedMutexGuard, Mutex, MutexGuard};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
-use tokio::time::Sleep;
 use tokio_rustls::server::TlsStream;
 
 use super::guard::{Event, Guard, Violation};
@@ -24,6 +23,7 @@ use crate::broker::{Broker, Readers, Wake};
 use crate::protocol::JoinId;
 use crate::session::{Due, End, Life, Outbox, Reading, Service, Streams};
 use crate::storage::{Outcome, Refused, Reply, Targets};
+use crate::transport::timer::Timer;
 use crate::types::RoomName;
 
 /// Bytes read from a socket at a time, into a buffer of the thread.
@@ -87,7 +87,7 @@ impl Connection {
         let reply = Arc::clone(&connection) as Arc<dyn Reply>;
         let guard = Guard::new(broker.limits().frame_bytes_max());
         let service = Service::new(broker, number, outbox, reply, Life::Session, now);
-        let timer = Timer { sleep: Box::pin(tokio::time::sleep_until(now.into())), at: now };
+        let timer = Timer::new(now);
         let mut task = Task { connection, half, service, guard, timer, early, taken: 0 };
         let over = std::future::poll_fn(|cx| task.poll(cx)).await;
         task.finish(over).await;
@@ -166,23 +166,6 @@ impl From<Violation> for Over {
 impl From<End> for Over {
     fn from(end: End) -> Self {
         Self::End(end)
-    }
-}
-
-struct Timer {
-    sleep: Pin<Box<Sleep>>,
-    at: Instant,
-}
-
-impl Timer {
-    /// Whether the time has come to look at the clocks; otherwise the task is woken then, or sooner.
-    fn due(&mut self, deadline: Instant, cx: &mut Context<'_>) -> bool {
-        // A later deadline needs no new timer: the earlier one finds that it is not due.
-        if deadline < self.at || self.sleep.is_elapsed() {
-            self.at = deadline;
-            self.sleep.as_mut().reset(deadline.into());
-        }
-        self.sleep.as_mut().poll(cx).is_ready()
     }
 }
 

@@ -1,0 +1,73 @@
+//! A session over one QUIC connection: requests on one stream, and a stream of its own for each joined room.
+
+mod connection;
+mod rooms;
+
+use std::io;
+use std::net::{SocketAddr, UdpSocket};
+use std::sync::Arc;
+use std::time::Duration;
+
+use quinn::crypto::rustls::QuicServerConfig;
+use quinn::{Endpoint, EndpointConfig, IdleTimeout, ServerConfig, TokioRuntime, TransportConfig, VarInt};
+
+pub(crate) use connection::serve;
+
+use super::tls::{Identity, TlsError};
+use crate::types::Limits;
+
+/// Handshakes that wait to be accepted, and what each and all of them may send meanwhile, in bytes.
+const INCOMING_MAX: usize = 1024;
+const INCOMING_BYTES_MAX: u64 = 64 << 10;
+const INCOMING_BYTES_MAX_IN_ALL: u64 = 16 << 20;
+
+/// What a peer may send before it has been read, in bytes: on its one stream, and in all.
+const STREAM_RECEIVE_BYTES: u32 = 256 << 10;
+const RECEIVE_BYTES: u32 = 512 << 10;
+
+/// Buffers of the socket, in bytes: all connections share it, and a burst that finds it full is lost.
+const SOCKET_BYTES: usize = 4 << 20;
+
+/// Listens for QUIC. `send_bytes_max` is what one peer may leave unacknowledged.
+///
+/// # Errors
+/// When the address cannot be listened on.
+pub(crate) fn listen(address: SocketAddr, config: ServerConfig) -> io::Result<Endpoint> {
+    let socket = UdpSocket::bind(address)?;
+    let tuned = socket2::SockRef::from(&socket);
+    // The system may allow less; that costs speed under bursts and nothing else.
+    let _ = tuned.set_recv_buffer_size(SOCKET_BYTES);
+    let _ = tuned.set_send_buffer_size(SOCKET_BYTES);
+    Endpoint::new(EndpointConfig::default(), Some(config), socket, Arc::new(TokioRuntime))
+}
+
+/// The configuration of the listener.
+///
+/// # Errors
+/// When the certificate cannot be used.
+pub(crate) fn config(identity: &Identity, limits: &Limits, send_bytes_max: usize) -> Result<ServerConfig, TlsError> {
+    let crypto = QuicServerConfig::try_from(identity.quic()?).map_err(|_| TlsError::NoInitialSuite)?;
+    let mut transport = TransportConfig::default();
+    transport
+        // The client opens one stream and no other.
+        .max_concurrent_bidi_streams(VarInt::from_u32(1))
+        .max_concurrent_uni_streams(VarInt::from_u32(0))
+        .stream_receive_window(VarInt::from_u32(STREAM_RECEIVE_BYTES))
+        .receive_window(VarInt::from_u32(RECEIVE_BYTES))
+        .send_window(send_bytes_max as u64)
+        .datagram_receive_buffer_size(None)
+        .max_idle_timeout(Some(idle(limits.idle_timeout)))
+        .keep_alive_interval(Some(limits.ping_interval));
+    let mut config = ServerConfig::with_crypto(Arc::new(crypto));
+    config
+        .transport_config(Arc::new(transport))
+        .max_incoming(INCOMING_MAX)
+        .incoming_buffer_size(INCOMING_BYTES_MAX)
+        .incoming_buffer_size_total(INCOMING_BYTES_MAX_IN_ALL);
+    Ok(config)
+}
+
+fn idle(timeout: Duration) -> IdleTimeout {
+    // Beyond what a number of the protocol holds is as good as never.
+    IdleTimeout::try_from(timeout).unwrap_or_else(|_| VarInt::MAX.into())
+}

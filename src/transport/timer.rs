@@ -1,0 +1,31 @@
+//! One timer per connection that is armed anew only when it has to be: most deadlines move away before they come.
+
+use std::pin::Pin;
+use std::task::Context;
+use std::time::Instant;
+
+use tokio::time::Sleep;
+
+/// Wakes a task at a deadline, or sooner.
+#[derive(Debug)]
+pub(crate) struct Timer {
+    sleep: Pin<Box<Sleep>>,
+    at: Instant,
+}
+
+impl Timer {
+    /// A timer that is due at once.
+    pub(crate) fn new(now: Instant) -> Self {
+        Self { sleep: Box::pin(tokio::time::sleep_until(now.into())), at: now }
+    }
+
+    /// Whether the task is to look at its clocks now; otherwise it is woken at the deadline, or sooner.
+    pub(crate) fn due(&mut self, deadline: Instant, cx: &mut Context<'_>) -> bool {
+        // A later deadline needs no new timer: the earlier one finds that nothing is due.
+        if deadline < self.at || self.sleep.is_elapsed() {
+            self.at = deadline;
+            self.sleep.as_mut().reset(deadline.into());
+        }
+        self.sleep.as_mut().poll(cx).is_ready()
+    }
+}
