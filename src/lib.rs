@@ -1,6 +1,9 @@
 //! Roomlog: an embedded pub/sub message broker in which every room is a persistent log.
 
 pub mod broker;
+#[cfg(feature = "cli")]
+#[doc(hidden)]
+pub mod cli;
 #[cfg(feature = "client")]
 pub mod client;
 #[cfg(feature = "server")]
