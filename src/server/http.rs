@@ -83,9 +83,11 @@ fn page(host: &str) -> Answer {
         return plain(StatusCode::INTERNAL_SERVER_ERROR, "There is no randomness to be had.\n");
     }
     let nonce = format!("{:032x}", u128::from_ne_bytes(random));
-    let text = include_str!("page.html")
-        .replacen("<script>", &format!("<script nonce=\"{nonce}\">"), 1)
-        .replacen("<style>", &format!("<style nonce=\"{nonce}\">"), 1);
+    let text = include_str!("page.html").replacen("<script>", &format!("<script nonce=\"{nonce}\">"), 1).replacen(
+        "<style>",
+        &format!("<style nonce=\"{nonce}\">"),
+        1,
+    );
     let policy = format!(
         "default-src 'none'; script-src 'nonce-{nonce}'; style-src 'nonce-{nonce}'; img-src data:; \
          connect-src 'self' ws://{host} wss://{host}; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
@@ -226,7 +228,8 @@ mod tests {
     #[test]
     fn a_proper_request_becomes_a_websocket() {
         assert_eq!(status(|_| {}), 101);
-        for host in ["localhost", "LOCALHOST:7400", "[::1]:7400", "[::1]", "127.8.9.10", "Broker.example.org", "192.0.2.7:1"]
+        for host in
+            ["localhost", "LOCALHOST:7400", "[::1]:7400", "[::1]", "127.8.9.10", "Broker.example.org", "192.0.2.7:1"]
         {
             assert_eq!(status(with("host", host)), 101, "{host}");
         }
@@ -234,23 +237,35 @@ mod tests {
 
     #[test]
     fn no_web_page_reaches_a_broker_that_does_not_know_it() {
-        for host in ["evil.example.org", "192.0.2.8", "localhost.evil.example.org", "127.0.0.1.evil.org", "[::2]", "localhost:x", ""]
-        {
+        for host in [
+            "evil.example.org",
+            "192.0.2.8",
+            "localhost.evil.example.org",
+            "127.0.0.1.evil.org",
+            "[::2]",
+            "localhost:x",
+            "",
+        ] {
             assert_eq!(status(with("host", host)), 403, "{host}");
         }
         assert_eq!(status(without("host")), 403);
         assert_eq!(status(twice("host", "127.0.0.1:7400")), 403);
-        for origin in ["https://evil.example.org", "null", "http://127.0.0.1:7401", "http://127.0.0.1:7400.evil.org", ""] {
+        for origin in
+            ["https://evil.example.org", "null", "http://127.0.0.1:7401", "http://127.0.0.1:7400.evil.org", ""]
+        {
             assert_eq!(status(with("origin", origin)), 403, "{origin}");
         }
         for origin in ["http://127.0.0.1:7400", "https://127.0.0.1:7400", "https://chat.example.org"] {
             assert_eq!(status(with("origin", origin)), 101, "{origin}");
         }
-        assert_eq!(status(|request| {
-            let headers = request.headers_mut();
-            headers.append("origin", HeaderValue::from_static("https://chat.example.org"));
-            headers.append("origin", HeaderValue::from_static("https://chat.example.org"));
-        }), 403);
+        assert_eq!(
+            status(|request| {
+                let headers = request.headers_mut();
+                headers.append("origin", HeaderValue::from_static("https://chat.example.org"));
+                headers.append("origin", HeaderValue::from_static("https://chat.example.org"));
+            }),
+            403
+        );
     }
 
     #[test]

@@ -43,16 +43,7 @@ pub(crate) struct Clocks {
 impl Clocks {
     /// Clocks that begin now, when the transport's handshake is over.
     pub(crate) fn new(life: Life, now: Instant) -> Self {
-        Self {
-            life,
-            opened: now,
-            welcomed: false,
-            heard: now,
-            pinged: now,
-            blocked: None,
-            deaf: false,
-            message: None,
-        }
+        Self { life, opened: now, welcomed: false, heard: now, pinged: now, blocked: None, deaf: false, message: None }
     }
 
     /// The hello has come.

@@ -21,8 +21,8 @@ use clocks::Clocks;
 use crate::broker::{PageAt, Part};
 use crate::metrics::Operation;
 use crate::protocol::{
-    Batch, ClientFrame, Credit, HelloBody, History, HistoryAt, Join, JoinId, Leave, MAGIC, MembersWanted, Number, Publish,
-    RecordArea, RequestId, Resume, Rooms, Summary, VERSION, Want,
+    Batch, ClientFrame, Credit, HelloBody, History, HistoryAt, Join, JoinId, Leave, MAGIC, MembersWanted, Number,
+    Publish, RecordArea, RequestId, Resume, Rooms, Summary, VERSION, Want,
 };
 use crate::storage::{Refused, record_hash};
 use crate::types::{Code, Limits, Offset, PublisherId, RoomName, Start};
@@ -160,8 +160,10 @@ impl Session {
                 (Operation::Other, unsupported.request, Err(why))
             }
         };
-        let waits =
-            matches!(action, Ok(Action::Publish { .. } | Action::History { .. } | Action::Rooms { .. } | Action::Summary { .. }));
+        let waits = matches!(
+            action,
+            Ok(Action::Publish { .. } | Action::History { .. } | Action::Rooms { .. } | Action::Summary { .. })
+        );
         let action = if waits && in_flight >= self.limits.requests_in_flight_max {
             let message = format!("{in_flight} requests are without an answer");
             Err(Refused::new(Code::Busy, message))

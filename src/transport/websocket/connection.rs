@@ -393,10 +393,11 @@ fn pump(connection: &Connection, half: &mut Half, out: &mut Out, cx: &mut Contex
             }
         }
         Half::Tls(stream) => {
-            let pumped = out.pump(outbox, ROUNDS, |slices| match Pin::new(&mut *stream).poll_write_vectored(cx, slices) {
-                Poll::Ready(written) => written,
-                Poll::Pending => Err(io::ErrorKind::WouldBlock.into()),
-            });
+            let pumped =
+                out.pump(outbox, ROUNDS, |slices| match Pin::new(&mut *stream).poll_write_vectored(cx, slices) {
+                    Poll::Ready(written) => written,
+                    Poll::Pending => Err(io::ErrorKind::WouldBlock.into()),
+                });
             match Pin::new(&mut *stream).poll_flush(cx) {
                 Poll::Ready(Ok(())) => pumped,
                 Poll::Ready(Err(_)) => Pumped::Broken,
