@@ -9,6 +9,7 @@ mod history;
 mod output;
 mod publish;
 mod record;
+mod serve;
 mod subscribe;
 
 use std::process::ExitCode;
@@ -32,6 +33,8 @@ struct Arguments {
 
 #[derive(Subcommand, Debug)]
 enum Command {
+    /// Run a server.
+    Serve(serve::Arguments),
     /// Publish each line of standard input as a record.
     Pub(publish::Arguments),
     /// Print a room's records, and go on with new ones.
@@ -42,6 +45,12 @@ enum Command {
     History(history::Arguments),
     /// Write all of a room's records as lines of JSON.
     Export(export::Arguments),
+    /// Verify a data directory that no server has open.
+    Check(serve::CheckArguments),
+    /// Check a configuration file.
+    CheckConfig(serve::CheckConfigArguments),
+    /// Print the configuration file with every default.
+    DefaultConfig(serve::DefaultConfigArguments),
     /// Load a running server and measure it.
     Bench(bench::Arguments),
 }
@@ -52,7 +61,7 @@ pub fn main() -> ExitCode {
     // Usage errors end here, with exit code 2.
     let arguments = Arguments::parse();
     match run(arguments.command) {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => code,
         Err(Failure::OutputClosed) => ExitCode::SUCCESS,
         Err(Failure::Usage(message)) => {
             output::complain(&message);
@@ -65,15 +74,21 @@ pub fn main() -> ExitCode {
     }
 }
 
-fn run(command: Command) -> Result<(), Failure> {
+fn run(command: Command) -> Result<ExitCode, Failure> {
     match command {
+        // Its exit codes are its own.
+        Command::Check(arguments) => return Ok(serve::check(&arguments)),
+        Command::Serve(arguments) => serve::run(&arguments),
+        Command::CheckConfig(arguments) => serve::check_config(&arguments),
+        Command::DefaultConfig(_) => serve::default_config(),
         Command::Pub(arguments) => connected(publish::run(arguments)),
         Command::Sub(arguments) => connected(subscribe::run(arguments)),
         Command::Rooms(arguments) => connected(history::rooms(arguments)),
         Command::History(arguments) => connected(history::run(arguments)),
         Command::Export(arguments) => connected(export::run(arguments)),
         Command::Bench(arguments) => bench::run(&arguments),
-    }
+    }?;
+    Ok(ExitCode::SUCCESS)
 }
 
 /// Runs a command that talks to a broker.

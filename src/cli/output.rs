@@ -26,6 +26,12 @@ impl Output {
     }
 }
 
+/// A line for a person on standard output; if nobody reads it, nobody misses it.
+pub(super) fn say(line: &str) {
+    let mut out = io::stdout().lock();
+    let _ = writeln!(out, "{line}").and_then(|()| out.flush());
+}
+
 /// One clear sentence on standard error.
 pub(super) fn complain(message: &str) {
     // If nobody reads it there is nobody to tell.

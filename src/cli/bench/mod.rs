@@ -21,7 +21,7 @@ use self::shared::{Phase, Plan, Shared};
 use self::tally::{Report, Tally};
 use super::connection::{self, Connection};
 use super::failure::Failure;
-use super::output::complain;
+use super::output::{complain, say};
 use crate::types::{Limits, RoomName};
 
 #[derive(Args, Debug)]
@@ -164,7 +164,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
         return Ok(());
     }
     let report = Report { tally: &total, window, cpu, expected: shared.expected(&total) };
-    print!("{report}");
+    say(&report.to_string());
     if report.is_clean() { Ok(()) } else { Err(Failure::failed("records were lost, doubled or out of order")) }
 }
 
