@@ -59,6 +59,9 @@
 //! fails on purpose, for tests of what is built on Roomlog.
 
 pub mod broker;
+#[cfg(feature = "cli")]
+#[doc(hidden)]
+pub mod cli;
 #[cfg(feature = "client")]
 pub mod client;
 #[cfg(feature = "server")]

@@ -165,6 +165,12 @@ impl Client {
         self.inner.shared.core.lock().outgoing.pending
     }
 
+    /// How many publishes the broker has acknowledged since the client was opened.
+    #[must_use]
+    pub fn acknowledged(&self) -> u64 {
+        self.inner.shared.core.lock().outgoing.acknowledged
+    }
+
     /// Joins a room; see [`Client::join_with`].
     ///
     /// # Errors

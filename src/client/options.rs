@@ -6,6 +6,11 @@ use std::time::Duration;
 use crate::types::PublisherId;
 
 /// How a [`Client`](super::Client) behaves; every field has a default that suits most programs.
+///
+/// ```
+/// let mut options = roomlog::client::Options::default();
+/// options.insecure = true;
+/// ```
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct Options {

@@ -90,6 +90,7 @@ pub(crate) struct Outgoing {
     /// Rooms have been forgotten: a publisher of before is no good for a room that seems new.
     forgot: bool,
     pub(crate) pending: Pending,
+    pub(crate) acknowledged: u64,
 }
 
 impl Outgoing {
@@ -107,6 +108,7 @@ impl Outgoing {
             held: Vec::new(),
             forgot: false,
             pending: Pending::default(),
+            acknowledged: 0,
         })
     }
 
@@ -225,6 +227,7 @@ impl Outgoing {
         };
         let done = finish(queued, Ok(published));
         queue.trim();
+        self.acknowledged += 1;
         subtract(&mut self.pending, done);
         self.settle(&sent.room);
     }

@@ -1,6 +1,5 @@
 //! Moves whole frames to and from a server, over either transport; decides nothing about them.
 
-mod head;
 mod quic;
 mod websocket;
 

@@ -11,11 +11,10 @@ use quinn::{
 };
 use tokio::task::JoinSet;
 
-use super::head::StreamHead;
 use super::{CloseCode, End, FRAME_BYTES_MAX, Inbox, RoomStream};
 use crate::client::address::Address;
 use crate::client::{Error, Options, tls};
-use crate::protocol::{FrameError, split_frame};
+use crate::protocol::{FrameError, StreamHead, split_frame};
 use crate::types::Limits;
 
 pub(crate) const ALPN: &[u8] = b"roomlog/1";
@@ -169,7 +168,7 @@ impl Drop for EndOnDrop {
 async fn drain_room(mut stream: RecvStream, inbox: Arc<dyn Inbox>) -> Option<End> {
     let mut buffer = BytesMut::new();
     let (head, taken) = loop {
-        match StreamHead::split(&buffer) {
+        match StreamHead::parse(&buffer) {
             Ok(Some((head, taken))) => {
                 let head = RoomStream { join: head.join, room: head.room.to_owned(), epoch: head.epoch };
                 break (head, taken);

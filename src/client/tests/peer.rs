@@ -10,7 +10,7 @@ use tokio::net::{TcpListener, TcpStream};
 
 use crate::protocol::{
     BatchBuilder, ClientFrame, Delivery, DeliveryHeader, HelloBody, JoinId, JoinResult, Joined, RecordArea, RunHeader,
-    ServerFrame, VERSION, Welcome, WelcomeLimits, encode_into, frame_into, split_frame,
+    ServerFrame, StreamHead, VERSION, Welcome, WelcomeLimits, frame_into, split_frame,
 };
 use crate::types::{Epoch, Limits, NewRecord, Offset, Position, PublisherId, SessionId, Time};
 
@@ -282,9 +282,7 @@ impl Conn {
                 if !rooms.iter().any(|(other, _)| *other == join) {
                     let mut stream = connection.open_uni().await.expect("a stream");
                     let mut head = Vec::new();
-                    encode_into(&mut head, &join);
-                    encode_into(&mut head, room);
-                    encode_into(&mut head, &EPOCH);
+                    StreamHead { join, room, epoch: EPOCH }.encode_into(&mut head);
                     stream.write_all(&head).await.expect("sent");
                     rooms.push((join, stream));
                 }
