@@ -6,5 +6,7 @@ mod attacks;
 #[cfg(feature = "server")]
 mod defaults;
 mod policy;
+#[cfg(feature = "server")]
+mod raw;
 #[cfg(all(feature = "server", feature = "client"))]
 mod scenarios;
