@@ -1,7 +1,7 @@
 //! The past: volumes, finished and sorted copies of a stretch of the log, that are written once and then only read.
 //!
-//! A volume is a database of blocks (`volumes/00000001/`, behind [`BlockStore`](super::block_store::BlockStore))
-//! and our own directory file of them (`volumes/00000001.rld`, behind [`Disk`](super::disk::Disk)). A block is
+//! A volume is a database of blocks (`volumes/00000001/`, behind [`BlockStore`])
+//! and our own directory file of them (`volumes/00000001.rld`, behind [`Disk`]). A block is
 //! consecutive records of one room in one batch body, the same bytes that are later sent to readers. Where the
 //! parts of this are:
 //!
