@@ -24,7 +24,7 @@ use crate::storage::marks::Durability;
 use crate::storage::options::Retention;
 use crate::storage::publishers::Publishers;
 use crate::storage::room::{Facts, RoomId};
-use crate::storage::volume::{Input, VolumeError, VolumeId, VolumeInfo, build, delete, reread};
+use crate::storage::volume::{Input, VolumeError, VolumeId, VolumeInfo, build_compressed, delete, reread};
 use crate::types::{Offset, RoomName, Time};
 
 /// How often the keeper looks around when nobody asks.
@@ -201,7 +201,7 @@ impl Keeper {
         });
         let floor = |room| floors.get(&room).copied().unwrap_or_default();
         let commits = (first_seq.0, stretch.last.seq.0);
-        let built = build(&*self.shared.disk, &*self.shared.store, id, commits, input, floor)?;
+        let built = self.build_volume(id, commits, input, floor)?;
 
         let (checkpoint, places) = self.checkpoint(&rooms)?;
         let mut manifest = self.manifest.clone();
@@ -372,6 +372,17 @@ impl Keeper {
         Ok(self.shared.volumes.live_of(info.id, floor)?)
     }
 
+    fn build_volume(
+        &self,
+        id: VolumeId,
+        commits: (u64, u64),
+        input: impl IntoIterator<Item = Result<Input, VolumeError>>,
+        floor: impl FnMut(u64) -> Offset,
+    ) -> Result<Option<VolumeInfo>, KeepError> {
+        let Shared { disk, store, options, .. } = &*self.shared;
+        Ok(build_compressed(&**disk, &**store, id, commits, options.compression, input, floor)?)
+    }
+
     /// The number of the next volume, with nothing left of an attempt to build it.
     fn next_volume(&self) -> Result<VolumeId, KeepError> {
         let id = VolumeId(self.manifest.next_volume);
@@ -393,7 +404,7 @@ impl Keeper {
         let id = self.next_volume()?;
         let input = reread(&self.shared.volumes, chosen, floor)?;
         let commits = (first.commit_first, last.commit_last);
-        let built = build(&*self.shared.disk, &*self.shared.store, id, commits, input, floor)?;
+        let built = self.build_volume(id, commits, input, floor)?;
         let mut manifest = self.manifest.clone();
         manifest.next_volume += 1;
         manifest.volumes.retain(|volume| !chosen.contains(&VolumeId(volume.id)));
