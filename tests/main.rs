@@ -7,4 +7,6 @@ mod attacks;
 mod defaults;
 mod policy;
 #[cfg(feature = "server")]
+mod quic;
+#[cfg(feature = "server")]
 mod raw;
