@@ -16,14 +16,13 @@ const KEPT: [&[u8]; 3] = [b"one", b"two", b"three"];
 /// A server with records in a room, and the proof that it still has and serves them.
 struct Victim {
     server: roomlog::server::Server,
-    exporter: roomlog::server::Exporter,
 }
 
 impl Victim {
     async fn new() -> Self {
-        let (server, exporter) = server(|_, _| {}).await;
+        let (server, _) = server(|_, _| {}).await;
         Session::open(address(&server)).await.publish("kept", &KEPT).await;
-        Self { server, exporter }
+        Self { server }
     }
 
     fn address(&self) -> SocketAddr {

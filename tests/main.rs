@@ -4,6 +4,8 @@ mod architecture;
 #[cfg(feature = "server")]
 mod attacks;
 #[cfg(feature = "server")]
+mod connections;
+#[cfg(feature = "server")]
 mod defaults;
 mod policy;
 #[cfg(feature = "server")]
