@@ -321,4 +321,4 @@ pub(crate) fn records_meant(part: &Part) -> u64 {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -319,3 +319,6 @@ fn control(out: &mut Vec<u8>, first: u8, payload: &[u8]) {
     out.push(u8::try_from(payload.len()).expect("a control frame has at most 125 bytes"));
     out.extend_from_slice(payload);
 }
+
+#[cfg(test)]
+mod tests;
