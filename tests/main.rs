@@ -12,3 +12,5 @@ mod policy;
 mod quic;
 #[cfg(feature = "server")]
 mod raw;
+#[cfg(all(feature = "server", feature = "client"))]
+mod scenarios;

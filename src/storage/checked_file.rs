@@ -130,3 +130,75 @@ pub fn remove_durably(disk: &dyn Disk, path: &Path) -> Result<(), StorageError> 
     }
     disk.sync_dir(parent(path)).map_err(StorageError::io(path, "sync the directory of"))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::storage::disk::{Fault, FaultyDisk};
+
+    const KIND: FileKind = FileKind { magic: *b"test", format: 3 };
+
+    fn read(disk: &FaultyDisk) -> Result<Option<Vec<u8>>, StorageError> {
+        read_checked(disk, Path::new("d/file"), KIND)
+    }
+
+    fn with_file(body: &[u8]) -> FaultyDisk {
+        let disk = FaultyDisk::new(1);
+        disk.create_dir(Path::new("d")).expect("the disk is fine");
+        disk.sync_dir(Path::new("")).expect("the disk is fine");
+        write_checked(&disk, Path::new("d/file"), KIND, body).expect("the disk is fine");
+        disk
+    }
+
+    #[test]
+    fn every_flipped_bit_and_every_other_length_is_damage() {
+        let disk = with_file(&[7; 700]);
+        assert_eq!(read(&disk).expect("whole"), Some(vec![7; 700]));
+        for at in 0..700 + HEADER_BYTES as u64 {
+            for bit in 0..8 {
+                disk.flip(Path::new("d/file"), at, 1 << bit);
+                assert!(matches!(read(&disk), Err(StorageError::Damaged { .. })), "byte {at}, bit {bit}");
+                disk.flip(Path::new("d/file"), at, 1 << bit);
+            }
+        }
+        let file = disk.open(Path::new("d/file")).expect("it is there");
+        for length in (0..700 + HEADER_BYTES as u64).chain([800, 5000]) {
+            let disk = disk.after_kill(0);
+            let file_now = disk.open(Path::new("d/file")).expect("it is there");
+            file_now.set_len(length).expect("the disk is fine");
+            assert!(matches!(read(&disk), Err(StorageError::Damaged { .. })), "{length} bytes");
+        }
+        drop(file);
+    }
+
+    #[test]
+    fn a_whole_file_of_another_format_is_not_called_damaged() {
+        let disk = with_file(b"later");
+        let error =
+            read_checked(&disk, Path::new("d/file"), FileKind { format: 2, ..KIND }).expect_err("another format");
+        assert_eq!(error.to_string(), "d/file: format 3, but this program knows format 2 only");
+    }
+
+    #[test]
+    fn a_replacement_that_fails_or_loses_power_at_any_operation_leaves_the_old_file_or_the_new_one() {
+        let (old, new) = (vec![1; 900], vec![2; 1800]);
+        let disk = with_file(&old);
+        let started = disk.after_kill(1);
+        write_checked(&started, Path::new("d/file"), KIND, &new).expect("the disk is fine");
+        for operation in 1..=started.operations() {
+            for fault in [Fault::Eio, Fault::Enospc, Fault::Torn, Fault::Short { bytes: 600 }] {
+                let disk = disk.after_kill(operation);
+                disk.fail_at(operation, fault);
+                let result = write_checked(&disk, Path::new("d/file"), KIND, &new);
+                let found = |disk: &FaultyDisk| read(disk).expect("never damaged").expect("never missing");
+                for seed in 0..20 {
+                    let after = found(&disk.reopen(seed));
+                    assert!(after == new || (after == old && result.is_err()), "{operation}: {fault:?}");
+                }
+                write_checked(&disk, Path::new("d/file"), KIND, b"again").expect("it can be tried again");
+                assert_eq!(found(&disk.reopen(1)), b"again");
+                assert_eq!(disk.list(Path::new("d")).expect("a list").len(), 1, "nothing is left beside it");
+            }
+        }
+    }
+}

@@ -18,7 +18,7 @@ pub const SECTOR_BYTES: usize = 512;
 pub const UNIT_BYTES_MAX: usize = 32 << 20;
 
 /// Room for the fields of one entry beside its name or body, in bytes; no entry has more.
-const ENTRY_BYTES_MAX: usize = 32;
+const ENTRY_BYTES_MAX: usize = 64;
 
 const HEADER_BYTES: usize = 48;
 const MAGIC: [u8; 4] = *b"RLcu";
@@ -376,4 +376,141 @@ pub(crate) fn u32_at(bytes: &[u8], at: usize) -> u32 {
 
 pub(crate) fn u64_at(bytes: &[u8], at: usize) -> u64 {
     u64::from_le_bytes(bytes[at..at + 8].try_into().expect("eight bytes"))
+}
+
+#[cfg(test)]
+mod tests {
+    use rand::rngs::SmallRng;
+    use rand::{Rng, SeedableRng};
+
+    use super::*;
+
+    fn sample() -> CommitBuilder {
+        let mut commit = CommitBuilder::new();
+        commit.begin(Time(9));
+        commit.room(1, &RoomName::new("a").expect("a good name"));
+        commit.batch(1, Offset::ZERO, b"first body");
+        commit.floor(2, &Floor { floor: Offset(77), first: Offset(78), first_time: Time(8), records: 70, bytes: 900 });
+        commit.batch(2, Offset(76), b"second body");
+        commit
+    }
+
+    const PLACE: UnitPlace = UnitPlace { file: JournalFileId(1), at: 512, bytes: 512 };
+
+    #[test]
+    fn a_body_can_be_read_alone_where_its_span_says() {
+        let mut commit = sample();
+        let unit = commit.seal(CommitSeq(5), JournalFileId(1), 3).to_vec();
+        assert_eq!(unit.len() % SECTOR_BYTES, 0);
+        commit.unseal();
+        let length = commit.unit.len();
+        let bodies = Commit::parse(&unit[..length], PLACE).expect("whole").entries().filter_map(|entry| match entry {
+            Entry::Batch { body, span, .. } => Some((body, span)),
+            _ => None,
+        });
+        let mut count = 0;
+        for (body, span) in bodies {
+            let place = PLACE.body(span);
+            let at = usize::try_from(place.at - PLACE.at).expect("within the unit");
+            assert_eq!(&unit[at..at + place.bytes as usize], body);
+            assert_eq!(crc32fast::hash(body), place.crc);
+            count += 1;
+        }
+        assert_eq!(count, 2);
+    }
+
+    #[test]
+    fn a_builder_keeps_its_buffer_and_a_refused_write_can_be_repeated() {
+        let mut commit = sample();
+        let first = commit.seal(CommitSeq(5), JournalFileId(1), 3).to_vec();
+        commit.unseal();
+        let buffer = commit.unit.as_ptr();
+        assert_eq!(commit.seal(CommitSeq(5), JournalFileId(1), 3), first);
+        commit.begin(Time(10));
+        assert!(commit.is_empty());
+        commit.batch(1, Offset(1), &[1; 100]);
+        assert_eq!(commit.unit_bytes(), 512);
+        let unit = commit.seal(CommitSeq(6), JournalFileId(1), 3);
+        assert_eq!((unit.len(), unit.as_ptr()), (512, buffer), "nothing was allocated");
+    }
+
+    #[test]
+    fn a_builder_is_full_before_a_unit_is_too_long() {
+        let mut commit = CommitBuilder::new();
+        assert!(!commit.has_room(UNIT_BYTES_MAX));
+        let body = vec![0; 1 << 20];
+        while commit.has_room(body.len()) {
+            commit.batch(u64::MAX, Offset::MAX, &body);
+        }
+        let rest = UNIT_BYTES_MAX - commit.unit.len() - ENTRY_BYTES_MAX;
+        assert!(commit.has_room(rest) && !commit.has_room(rest + 1));
+        commit.batch(u64::MAX, Offset::MAX, &body[..rest]);
+        assert_eq!(commit.seal(CommitSeq(1), JournalFileId(1), 1).len(), UNIT_BYTES_MAX);
+    }
+
+    #[test]
+    fn hostile_entries_are_refused_even_when_the_checksum_is_right() {
+        let parse = |entries: &[u8]| {
+            let mut unit = vec![0; HEADER_BYTES];
+            unit.extend_from_slice(entries);
+            Commit::parse(&unit, PLACE).map(|commit| commit.entries().count()).map_err(|error| error.to_string())
+        };
+        assert_eq!(parse(&[]), Ok(0));
+        assert_eq!(parse(&[TAG_FLOOR, 1, 2, 3, 4, 5, 6]), Ok(1));
+        for (entries, why) in [
+            (&[9, 1, 2][..], "no entry has the tag 9"),
+            (&[TAG_FLOOR, 1], "end within a floor"),
+            (&[TAG_FLOOR, 251, 1, 0, 2, 3, 4, 5, 6], "not in its shortest form"),
+            (&[TAG_FLOOR, 1, 253, 0, 0, 0, 0, 0, 0, 32, 0, 3, 4, 5, 6], "impossible offset"),
+            (&[TAG_ROOM, 1, 0], "a room name needs at least 1 byte"),
+            (&[TAG_ROOM, 1, 1, 10], "no control characters"),
+            (&[TAG_ROOM, 1, 1, 0xff], "not UTF-8"),
+            (&[TAG_ROOM, 1, 253, 0, 0, 0, 0, 0, 0, 0, 16], "end within a new room"),
+            (&[TAG_BATCH, 1, 0, 0, 3, 1, 2], "impossible offset or length"),
+            (&[TAG_BATCH, 1, 0, 0, 252, 255, 255, 255, 255], "impossible offset or length"),
+        ] {
+            let told = parse(entries).expect_err(why);
+            assert!(told.contains(why), "{entries:?}: {told}");
+        }
+    }
+
+    #[test]
+    fn random_changes_of_a_unit_never_panic_and_what_is_accepted_is_canonical() {
+        let seed = match std::env::var("ROOMLOG_TEST_SEED") {
+            Ok(seed) => seed.parse().expect("ROOMLOG_TEST_SEED is a number"),
+            Err(_) => rand::rng().random(),
+        };
+        println!("ROOMLOG_TEST_SEED={seed}");
+        let mut random = SmallRng::seed_from_u64(seed);
+        let mut accepted = 0;
+        for _ in 0..50_000 {
+            let mut unit = sample().unit;
+            for _ in 0..random.random_range(1..4) {
+                let at = random.random_range(HEADER_BYTES..unit.len());
+                unit[at] = random.random();
+            }
+            let Ok(commit) = Commit::parse(&unit, PLACE) else { continue };
+            let mut again = unit[..HEADER_BYTES].to_vec();
+            for entry in commit.entries() {
+                match entry {
+                    Entry::Room { room, name } => {
+                        again.push(TAG_ROOM);
+                        encode_into(&mut again, &(room, name));
+                    }
+                    Entry::Floor { room, floor } => {
+                        again.push(TAG_FLOOR);
+                        encode_into(&mut again, &(room, floor));
+                    }
+                    Entry::Batch { room, prev, body, span } => {
+                        again.push(TAG_BATCH);
+                        encode_into(&mut again, &(room, prev, span.crc, span.bytes));
+                        again.extend_from_slice(body);
+                    }
+                }
+            }
+            assert_eq!(again, unit);
+            accepted += 1;
+        }
+        assert!(accepted > 1000, "{accepted} accepted");
+    }
 }

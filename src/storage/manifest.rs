@@ -149,3 +149,65 @@ impl Manifest {
         Ok(Self { epoch, next_room, next_volume, next_checkpoint, journal, checkpoint, volumes })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::storage::disk::FaultyDisk;
+
+    fn volume(id: u64, first: u64, last: u64) -> VolumeEntry {
+        VolumeEntry { id, first_seq: CommitSeq(first), last_seq: CommitSeq(last), records: 1, bytes: 1 }
+    }
+
+    fn manifest() -> Manifest {
+        let journal = JournalStart { file: JournalFileId(3), file_first_seq: CommitSeq(9), seq: CommitSeq(11) };
+        Manifest {
+            next_volume: 9,
+            volumes: vec![volume(3, 1, 8), volume(4, 9, 10)],
+            ..Manifest::new(Epoch(5), journal)
+        }
+    }
+
+    fn read_back(manifest: &Manifest) -> Result<Manifest, StorageError> {
+        let disk = FaultyDisk::new(1);
+        manifest.swap(&disk)?;
+        Ok(Manifest::open(&disk)?.expect("it was written"))
+    }
+
+    #[test]
+    fn a_manifest_with_many_volumes_is_read_as_it_was_written() {
+        let mut many = manifest();
+        many.volumes = (1..100_000).map(|id| volume(id, id, id)).collect();
+        many.next_volume = 100_000;
+        assert_eq!(read_back(&many).expect("whole"), many);
+        assert_eq!(Manifest::read(&FaultyDisk::new(1)).expect("nothing is wrong"), None);
+    }
+
+    #[test]
+    fn what_cannot_be_is_damage_though_its_checksum_is_right() {
+        type Change = fn(&mut Manifest);
+        let impossible: [Change; 8] = [
+            |manifest| manifest.epoch = Epoch(0),
+            |manifest| manifest.epoch = Epoch(1 << 53),
+            |manifest| manifest.checkpoint = Some(1),
+            |manifest| manifest.journal.file = JournalFileId(0),
+            |manifest| manifest.journal.seq = CommitSeq(8),
+            |manifest| manifest.volumes.swap(0, 1),
+            |manifest| manifest.volumes[1].last_seq = CommitSeq(8),
+            |manifest| manifest.next_volume = 4,
+        ];
+        assert_eq!(read_back(&manifest()).expect("whole"), manifest());
+        for (index, change) in impossible.into_iter().enumerate() {
+            let mut changed = manifest();
+            change(&mut changed);
+            assert!(matches!(read_back(&changed), Err(StorageError::Damaged { .. })), "change {index}");
+        }
+        let mut body = Vec::new();
+        manifest().encode(&mut body);
+        for length in 0..body.len() {
+            assert!(Manifest::decode(&body[..length]).is_err(), "{length} bytes");
+        }
+        body.push(0);
+        assert!(Manifest::decode(&body).is_err(), "a byte follows");
+    }
+}

@@ -149,3 +149,62 @@ pub fn judge_last_stop(last: Option<&RunMark>, clean: Option<&CleanMark>, now: &
     };
     StopFinding { last_stop, new_epoch: unsynced || memory }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::storage::commit::{CommitSeq, JournalFileId};
+    use crate::storage::disk::FaultyDisk;
+
+    fn run(durability: Durability, boot_id: &str) -> RunMark {
+        RunMark { durability, boot_id: boot_id.into() }
+    }
+
+    fn clean() -> CleanMark {
+        CleanMark { end: JournalEnd { seq: CommitSeq(9), file: JournalFileId(2), position: 4096 } }
+    }
+
+    #[test]
+    fn the_epoch_is_new_when_acknowledged_records_may_be_gone_and_only_then() {
+        use Durability::{Fsync, Memory, Os};
+        let (boot, later) = ("boot", "later boot");
+        let judge = |last: Option<RunMark>, clean: Option<CleanMark>, now: RunMark| {
+            judge_last_stop(last.as_ref(), clean.as_ref(), &now)
+        };
+        let finding = |last_stop, new_epoch| StopFinding { last_stop, new_epoch };
+        let (stopped, closed) = (LastStop::Unclean, LastStop::Clean(clean().end));
+        let cases = [
+            (None, None, run(Fsync, boot), finding(stopped, false)),
+            (Some(run(Fsync, boot)), None, run(Fsync, later), finding(stopped, false)),
+            (Some(run(Fsync, boot)), None, run(Os, later), finding(stopped, false)),
+            (Some(run(Os, boot)), None, run(Os, boot), finding(stopped, false)),
+            (Some(run(Os, boot)), None, run(Os, later), finding(LastStop::Unsynced, true)),
+            (Some(run(Os, boot)), None, run(Fsync, later), finding(LastStop::Unsynced, true)),
+            (Some(run(Os, "")), None, run(Os, ""), finding(LastStop::Unsynced, true)),
+            (Some(run(Os, boot)), Some(clean()), run(Os, later), finding(closed, false)),
+            (Some(run(Memory, boot)), Some(clean()), run(Fsync, boot), finding(closed, true)),
+            (None, None, run(Memory, boot), finding(stopped, true)),
+        ];
+        for (last, clean, now, expected) in cases {
+            println!("{last:?}, {clean:?}, {now:?}");
+            assert_eq!(judge(last, clean, now), expected);
+        }
+    }
+
+    #[test]
+    fn a_mark_is_read_as_it_was_written_and_gone_when_it_is_removed() {
+        let disk = FaultyDisk::new(1);
+        assert_eq!(CleanMark::read(&disk).expect("nothing is wrong"), None);
+        assert_eq!(RunMark::read(&disk).expect("nothing is wrong"), None);
+        clean().write(&disk).expect("the disk is fine");
+        let now = RunMark::now(Durability::Os);
+        assert_eq!(now.boot_id.len(), 36, "{now:?}");
+        now.write(&disk).expect("the disk is fine");
+        let disk = disk.reopen(1);
+        assert_eq!(CleanMark::read(&disk).expect("whole"), Some(clean()));
+        assert_eq!(RunMark::read(&disk).expect("whole"), Some(now));
+        CleanMark::remove(&disk).expect("the disk is fine");
+        CleanMark::remove(&disk).expect("nothing happens");
+        assert!((0..20).all(|seed| CleanMark::read(&disk.reopen(seed)).expect("nothing is wrong").is_none()));
+    }
+}

@@ -13,6 +13,8 @@ pub mod disk;
 pub mod embedded;
 mod engine;
 mod error;
+#[cfg(test)]
+mod golden;
 pub mod journal;
 pub mod manifest;
 pub mod marks;

@@ -90,7 +90,7 @@ impl BlockReader for Volume {
         Ok(self.blocks.get(&key).cloned())
     }
 
-    fn held_bytes(&self) -> u64 {
+    fn keys_held_together(&self) -> u64 {
         // What is held is the volume itself, open or not.
         0
     }

@@ -82,8 +82,9 @@ pub trait BlockReader: Send + Sync + Debug {
     /// See [`BlockStoreError`].
     fn get(&self, key: BlockKey) -> Result<Option<Bytes>, BlockStoreError>;
 
-    /// About how many bytes of what was read it keeps in memory until it is closed.
-    fn held_bytes(&self) -> u64;
+    /// How many neighbouring keys come into memory with each that is read, and stay there until the volume is
+    /// closed; 0 if nothing does. Keys are counted in their order: with 9, the first nine come together.
+    fn keys_held_together(&self) -> u64;
 }
 
 /// The longest value of a block, in bytes: longer ones would become files that sled never syncs.

@@ -3,20 +3,20 @@
 //! A database is written once, in key order, and then only read. What that rests on, all of it tested:
 //!
 //! - `flush()` is not durable on Linux (`sync_file_range` only), so [`Writer::finish`] syncs every file itself.
-//! - A page beyond a quarter of a segment becomes a file under `blobs/` that nobody syncs. A leaf holds at most
-//!   17 values: 17 × 32 KiB are just beyond the quarter of 2 MiB, so `blobs/` is checked to be empty.
+//! - A page beyond a quarter of a segment becomes a file under `blobs/` that nobody syncs. Values of at most 32 KiB
+//!   in segments of 2 MiB, written as [`Writer`] does, stay far below; that `blobs/` is empty is checked.
 //! - Opening writes: it clears the log behind the last entry, and the first open writes a snapshot of the page
 //!   table. So a volume is opened once before it counts as finished, and synced again.
-//! - An open database keeps in memory all that was read of it. [`Reader::held_bytes`] says how much.
+//! - An open database keeps in memory all that was read of it. [`LEAF_KEYS`] says how much.
 //! - It panics where it finds damage, on our thread: every call is made inside `catch_unwind`.
 //! - It creates what is missing: an absent database would open as an empty one, so we look first.
 
+use std::collections::VecDeque;
 use std::fs::{self, File};
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -53,7 +53,7 @@ impl BlockStore for SledBlockStore {
             return Err(BlockStoreError::io(&path, io::ErrorKind::AlreadyExists.into()));
         }
         let database = Database::open(&path)?;
-        Ok(Box::new(Writer { path, database, last: None }))
+        Ok(Box::new(Writer { path, database, last: None, waiting: VecDeque::new() }))
     }
 
     fn open(&self, directory: &Path) -> Result<Arc<dyn BlockReader>, BlockStoreError> {
@@ -67,7 +67,6 @@ impl BlockStore for SledBlockStore {
                 });
             }
         }
-        let bytes = fs::metadata(path.join("db")).map_err(|error| BlockStoreError::io(&path, error))?.len();
         let database = match Database::open(&path) {
             Ok(database) => database,
             Err(error @ BlockStoreError::Damaged { .. }) => {
@@ -81,7 +80,7 @@ impl BlockStore for SledBlockStore {
             }
             Err(error) => return Err(error),
         };
-        Ok(Arc::new(Reader { database, bytes, held: AtomicU64::new(0) }))
+        Ok(Arc::new(Reader { database }))
     }
 
     fn remove(&self, directory: &Path) -> Result<(), BlockStoreError> {
@@ -106,20 +105,34 @@ impl BlockStore for SledBlockStore {
     }
 }
 
+/// Writes a database in key order, so that each value is written once.
+///
+/// A leaf that gets its 17th key is split, and half of what is in it is written again: values that are put where
+/// leaves still grow take twice the space and twice the time. So a key is put without its value first, and its
+/// value only when [`KEYS_AHEAD`] more keys are there, into a leaf that will not be split any more.
 struct Writer {
     path: PathBuf,
     database: Database,
     last: Option<BlockKey>,
+    waiting: VecDeque<(BlockKey, Vec<u8>)>,
 }
+
+/// How many keys are put before the value of the first of them: more than the keys of a leaf.
+const KEYS_AHEAD: usize = 24;
 
 impl BlockWriter for Writer {
     fn put(&mut self, key: BlockKey, value: &[u8]) -> Result<(), BlockStoreError> {
         assert!(self.last.is_none_or(|last| last < key) && value.len() <= VALUE_BYTES_MAX);
         self.last = Some(key);
-        self.database.call(|db| db.insert(encode(key), value)).map(drop)
+        self.database.call(|db| db.insert(encode(key), &[]))?;
+        self.waiting.push_back((key, value.to_vec()));
+        if self.waiting.len() > KEYS_AHEAD { self.put_waiting() } else { Ok(()) }
     }
 
-    fn finish(self: Box<Self>) -> Result<(), BlockStoreError> {
+    fn finish(mut self: Box<Self>) -> Result<(), BlockStoreError> {
+        while !self.waiting.is_empty() {
+            self.put_waiting()?;
+        }
         let Self { path, database, .. } = *self;
         database.call(|db| db.flush())?;
         drop(database);
@@ -136,29 +149,32 @@ impl BlockWriter for Writer {
     }
 }
 
+impl Writer {
+    /// Puts the value that waits longest.
+    fn put_waiting(&mut self) -> Result<(), BlockStoreError> {
+        let Some((key, value)) = self.waiting.pop_front() else { return Ok(()) };
+        self.database.call(|db| db.insert(encode(key), value)).map(drop)
+    }
+}
+
 #[derive(Debug)]
 struct Reader {
     database: Database,
-    bytes: u64,
-    held: AtomicU64,
 }
+
+/// The keys of a leaf: one that gets its 17th key keeps nine of them, and keys rise.
+const LEAF_KEYS: u64 = 9;
 
 impl BlockReader for Reader {
     fn get(&self, key: BlockKey) -> Result<Option<Bytes>, BlockStoreError> {
         let value = self.database.call(|db| db.get(encode(key)))?;
-        Ok(value.map(|value| {
-            self.held.fetch_add(value.len() as u64 * HELD_PER_READ, Ordering::Relaxed);
-            Bytes::copy_from_slice(&value)
-        }))
+        Ok(value.map(|value| Bytes::copy_from_slice(&value)))
     }
 
-    fn held_bytes(&self) -> u64 {
-        self.held.load(Ordering::Relaxed).min(self.bytes)
+    fn keys_held_together(&self) -> u64 {
+        LEAF_KEYS
     }
 }
-
-/// What a read brings into memory for each byte that it returns: the leaf that the value is in, with its log.
-const HELD_PER_READ: u64 = 4;
 
 /// An open database; every use of it comes back, whatever sled does.
 #[derive(Debug)]

@@ -24,7 +24,7 @@ use crate::storage::marks::Durability;
 use crate::storage::options::Retention;
 use crate::storage::publishers::Publishers;
 use crate::storage::room::{Facts, RoomId};
-use crate::storage::volume::{Input, VOLUMES, VolumeError, VolumeId, VolumeInfo, build, delete, reread};
+use crate::storage::volume::{Input, VolumeError, VolumeId, VolumeInfo, build, delete, reread};
 use crate::types::{Offset, RoomName, Time};
 
 /// How often the keeper looks around when nobody asks.

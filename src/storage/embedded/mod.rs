@@ -12,7 +12,7 @@ mod recovery;
 
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
 use std::time::Instant;
 
@@ -69,6 +69,8 @@ pub(crate) struct Shared {
     journal: JournalReader,
     volumes: Volumes,
     health: Mutex<Health>,
+    /// Whether the directory may be another's by now.
+    closed: AtomicBool,
     /// The last durable commit.
     committed: Mutex<Committed>,
     committed_changed: Condvar,
@@ -185,6 +187,9 @@ impl Engine for Embedded {
     }
 
     fn read(&self, room: &Room, at: ReadAt) -> Result<Read, EngineError> {
+        if self.shared.closed.load(Ordering::SeqCst) {
+            return Err(EngineError::Closed);
+        }
         self.shared.read(room, at)
     }
 
@@ -222,6 +227,8 @@ impl Engine for Embedded {
             _ => *health = Health::Failed("a thread of the log has panicked".to_owned()),
         }
         drop(health);
+        self.shared.closed.store(true, Ordering::SeqCst);
+        self.shared.volumes.close();
         drop(lock);
     }
 }

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::time::Instant;
 
 use parking_lot::{Condvar, Mutex};
@@ -170,6 +170,7 @@ pub(super) fn assemble(
         journal: journal.reader(),
         volumes,
         health: Mutex::new(Health::Ok),
+        closed: AtomicBool::new(false),
         committed: Mutex::new(Committed { seq: end.seq, file: end.file, end: end.position }),
         committed_changed: Condvar::new(),
         making: AtomicU64::new(end.seq.0),

@@ -19,6 +19,8 @@ use bincode::{Decode, Encode};
 
 use super::commit::{CommitBuilder, CommitSeq, JournalFileId, SECTOR_BYTES, UNIT_BYTES_MAX, UnitPlace};
 use super::error::StorageError;
+#[cfg(test)]
+pub(crate) use file::FileHeader;
 use file::OpenFile;
 pub use file::{JOURNAL_DIRECTORY, path_of};
 use files::Shared;

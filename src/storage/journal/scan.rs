@@ -170,15 +170,19 @@ impl Scanner<'_> {
         if let LastStop::Clean(end) = self.last_stop
             && (self.expected_end(end) != self.end || self.broken.as_ref().is_some_and(|broken| broken.what.is_some()))
         {
-            let why = self.broken.and_then(|broken| broken.what).unwrap_or_else(|| "it is not there".into());
+            let bad = self.broken.filter(|broken| broken.what.is_some());
+            let (path, position) = bad
+                .as_ref()
+                .map_or((path, self.end.position), |broken| (self.files[broken.file].open.path(), broken.position));
             let what = format!(
-                "commit {}: {why}; but the broker was closed cleanly after commit {}, which ends at {}:{}",
+                "commit {}: {}; but the broker was closed cleanly after commit {}, which ends at {}:{}",
                 self.next,
+                bad.and_then(|broken| broken.what).unwrap_or_else(|| "it is not there".into()),
                 end.seq,
                 path_of(end.file).display(),
                 end.position
             );
-            return Err(StorageError::damaged(&path, self.end.position, what));
+            return Err(StorageError::damaged(&path, position, what));
         }
         let torn = self.broken.and_then(|broken| {
             let tail = TornTail {
@@ -210,7 +214,7 @@ impl Scanner<'_> {
                 Found::Unit { unit, seq, place } if seq == self.next => (unit, place),
                 Found::Unit { seq, .. } => {
                     let what = Some(format!("commit {seq} is in its place"));
-                    self.broken = Some(Break { file: index, position: at, what });
+                    self.broken.get_or_insert(Break { file: index, position: at, what });
                     return Ok(at);
                 }
                 Found::Bad(what) => {
@@ -245,6 +249,10 @@ impl Scanner<'_> {
         while at + SECTOR <= window.open.header.bytes {
             if let Some(header) = window.header_at(at)? {
                 let broken = self.broken.get_or_insert(Break { file: index, position: from, what: None });
+                if broken.what.is_none() && broken.file < index && at > SECTOR {
+                    // The missing commit had its place in this file.
+                    *broken = Break { file: index, position: SECTOR, what: None };
+                }
                 let why = broken.what.get_or_insert_with(|| "it is not there".into());
                 if *self.last_stop != LastStop::Unsynced {
                     let what = format!(

@@ -13,7 +13,7 @@ use crate::types::Offset;
 
 use super::block::{BODY_BYTES_CEILING, BlockEncoder};
 use super::check::{Depth, verify};
-use super::directory::{BlockEntry, DirectoryWriter, ENTRIES_PER_PAGE};
+use super::directory::{BlockEntry, DirectoryWriter, ENTRIES_PER_PAGE, Numbered};
 use super::merge::{Merge, Merged, OutOfOrder};
 use super::volumes::{Volume, Volumes};
 use super::{VOLUMES, VolumeError, VolumeId, VolumeInfo, delete};
@@ -153,17 +153,17 @@ pub fn reread<'a>(
 struct Source {
     volume: Arc<Volume>,
     next: u64,
-    entries: VecDeque<BlockEntry>,
+    entries: VecDeque<Numbered>,
 }
 
 impl Source {
     /// The next entry, which stays.
-    fn head(&mut self, volumes: &Volumes) -> Result<Option<BlockEntry>, VolumeError> {
+    fn head(&mut self, volumes: &Volumes) -> Result<Option<Numbered>, VolumeError> {
         if self.entries.is_empty() {
             let mut entries = volumes.entries(&self.volume)?;
             let end = entries.len().min(self.next + ENTRIES_PER_PAGE);
             for number in self.next..end {
-                self.entries.push_back(entries.entry(number)?);
+                self.entries.push_back(Numbered { number, entry: entries.entry(number)? });
             }
             self.next = end;
         }
@@ -185,23 +185,23 @@ impl<F: FnMut(u64) -> Offset> Reread<'_, F> {
         loop {
             // The oldest volume that has more of the room; or else the next room.
             let (mut taken, mut next_room) = (None, None);
-            for (number, source) in self.sources.iter_mut().enumerate() {
-                let Some(entry) = source.head(self.volumes)? else { continue };
+            for (index, source) in self.sources.iter_mut().enumerate() {
+                let Some(head @ Numbered { entry, .. }) = source.head(self.volumes)? else { continue };
                 if self.room.is_some_and(|(room, _)| room == entry.room) {
-                    taken = Some((number, entry));
+                    taken = Some((index, head));
                     break;
                 }
                 next_room = Some(next_room.map_or(entry.room, |room: u64| room.min(entry.room)));
             }
-            let Some((number, entry)) = taken else {
+            let Some((index, Numbered { number, entry })) = taken else {
                 let Some(room) = next_room else { return Ok(None) };
                 self.room = Some((room, (self.floor)(room)));
                 continue;
             };
-            let source = &mut self.sources[number];
+            let source = &mut self.sources[index];
             source.entries.pop_front();
             if self.room.is_some_and(|(_, floor)| entry.last > floor) {
-                let body = self.volumes.read_uncached(&source.volume, &entry)?;
+                let body = self.volumes.read_uncached(&source.volume, number, &entry)?;
                 return Ok(Some(Input { room: entry.room, prev: entry.prev, body }));
             }
         }

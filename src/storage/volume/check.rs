@@ -11,9 +11,9 @@ use super::block::read_block;
 use super::directory::{BlockEntry, Directory, ENTRIES_PER_PAGE};
 use super::{Finding, VolumeError, VolumeId, VolumeInfo, place};
 
-/// A block store that holds more than this is closed and opened again, so that looking at all of a volume does not
-/// bring all of it into memory. In bytes.
-const HELD_BYTES_MAX: u64 = 32 << 20;
+/// A block store is closed and opened again after so many bytes, so that looking at all of a volume does not bring
+/// all of it into memory.
+const HELD_BYTES_MAX: u64 = 64 << 20;
 
 /// How deep to look.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -50,7 +50,7 @@ pub(super) fn verify(
         Err(error) => return Ok(vec![VolumeError::from(error).finding(id)?]),
     });
     let (mut entries, _) = directory.entries(disk)?;
-    let mut number = 0;
+    let (mut number, mut held) = (0, 0);
     while number < entries.len() {
         let entry = match entries.entry(number) {
             Ok(entry) => entry,
@@ -63,9 +63,11 @@ pub(super) fn verify(
         };
         number += 1;
         check.entry(&entry);
-        if blocks.as_ref().is_some_and(|blocks| blocks.held_bytes() > HELD_BYTES_MAX) {
+        held += u64::from(entry.stored_bytes);
+        if held > HELD_BYTES_MAX && blocks.as_ref().is_some_and(|blocks| blocks.keys_held_together() > 0) {
             // Closed first: a database is open only once.
             drop(blocks.take());
+            held = 0;
         }
         let blocks: &Arc<dyn BlockReader> = match &mut blocks {
             Some(blocks) => blocks,

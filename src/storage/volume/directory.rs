@@ -399,6 +399,13 @@ impl Directory {
     }
 }
 
+/// An entry, and its number in the directory.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Numbered {
+    pub(super) number: u64,
+    pub(super) entry: BlockEntry,
+}
+
 /// What a directory says of a place in a room.
 pub(super) enum Sought {
     /// It has no records of the room.
@@ -406,7 +413,7 @@ pub(super) enum Sought {
     /// It has records of the room, but all on the other side of the place.
     NotHere,
     /// The block.
-    Found(BlockEntry),
+    Found(Numbered),
 }
 
 /// A look at the entries of a directory; keeps the page that was read last.
@@ -443,9 +450,10 @@ impl Entries<'_> {
     }
 
     /// The entry with a number, if there is one and it is of the room.
-    fn entry_of(&mut self, room: u64, number: Option<u64>) -> Result<Option<BlockEntry>, VolumeError> {
+    fn entry_of(&mut self, room: u64, number: Option<u64>) -> Result<Option<Numbered>, VolumeError> {
         let Some(number) = number.filter(|number| *number < self.len()) else { return Ok(None) };
-        Ok(Some(self.entry(number)?).filter(|entry| entry.room == room))
+        let entry = self.entry(number)?;
+        Ok((entry.room == room).then_some(Numbered { number, entry }))
     }
 
     /// The first block of a room that ends behind an offset.
@@ -453,7 +461,7 @@ impl Entries<'_> {
         let behind = self.lower_bound(room, offset.0.saturating_add(1))?;
         let around = self.entry_of(room, behind.checked_sub(1))?;
         match around {
-            Some(around) if around.last > offset => Ok(Sought::Found(around)),
+            Some(around) if around.entry.last > offset => Ok(Sought::Found(around)),
             around => Ok(match (self.entry_of(room, Some(behind))?, around) {
                 (Some(entry), _) => Sought::Found(entry),
                 (None, Some(_)) => Sought::NotHere,
@@ -482,7 +490,7 @@ impl Entries<'_> {
             let middle = low + (high - low) / 2;
             if self.entry(middle)?.last_time < time { low = middle + 1 } else { high = middle }
         }
-        Ok(if low < numbers.end { Sought::Found(self.entry(low)?) } else { Sought::NotHere })
+        Ok(self.entry_of(room, Some(low))?.map_or(Sought::NotHere, Sought::Found))
     }
 
     /// The numbers of a room's entries.

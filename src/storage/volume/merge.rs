@@ -52,15 +52,17 @@ impl Merge {
         floor: Offset,
         emit: &mut impl FnMut(Merged) -> Result<(), E>,
     ) -> Result<(), E> {
+        let out_of_order = |last, last_time, first, time| OutOfOrder { last, last_time, prev, first, time };
         let chained = prev == self.last || self.last == Offset::ZERO;
-        if !chained || batch.header.first <= prev || batch.header.time < self.last_time {
-            return Err(OutOfOrder { last: self.last, prev, first: batch.header.first }.into());
+        let header = &batch.header;
+        if !chained || header.first <= prev || header.time < self.last_time {
+            return Err(out_of_order(self.last, self.last_time, header.first, header.time).into());
         }
         self.last = prev;
         for run in batch.runs() {
             let run = run?;
-            if run.first <= self.last {
-                return Err(OutOfOrder { last: self.last, prev: self.last, first: run.first }.into());
+            if run.first <= self.last || run.time < self.last_time {
+                return Err(out_of_order(self.last, self.last_time, run.first, run.time).into());
             }
             if run.last() <= floor {
                 self.last = run.last();
@@ -77,7 +79,7 @@ impl Merge {
             }
         }
         if self.last != batch.header.last() {
-            return Err(OutOfOrder { last: self.last, prev, first: batch.header.last() }.into());
+            return Err(out_of_order(self.last, self.last_time, header.last(), header.time).into());
         }
         Ok(())
     }
@@ -151,9 +153,11 @@ impl Merge {
 
 /// A batch does not follow the one before it.
 #[derive(Debug, thiserror::Error)]
-#[error("the batch of {first} follows {prev}, but the last record was {last}")]
+#[error("a batch with {first} at {time:?} follows {prev}, but the last record was {last} at {last_time:?}")]
 pub(super) struct OutOfOrder {
     last: Offset,
+    last_time: Time,
     prev: Offset,
     first: Offset,
+    time: Time,
 }

@@ -12,7 +12,7 @@ use crate::types::{Offset, Time};
 
 use super::block::read_block;
 use super::cache::BodyCache;
-use super::directory::{BlockEntry, Directory, Entries, Sought};
+use super::directory::{BlockEntry, Directory, Entries, Numbered, Sought};
 use super::{VolumeError, VolumeId, VolumeInfo, delete};
 
 /// How much memory and how many descriptors the volumes may take.
@@ -22,7 +22,7 @@ pub struct VolumeLimits {
     /// Bytes of bodies kept for the next reader. 32 MiB.
     pub cache_bytes_max: usize,
     /// Bytes that open block stores may hold in memory; beyond it the least recently used one is closed. 256 MiB.
-    /// One block may take it beyond the limit for a moment.
+    /// Counted by what each read brings with it, with a volume's mean size of a block.
     pub held_bytes_max: u64,
     /// How many block stores, and how many directory files, may be open. 256.
     pub open_max: usize,
@@ -57,6 +57,7 @@ pub struct VolumesUse {
 #[derive(Clone, Debug)]
 pub struct Located {
     volume: Arc<Volume>,
+    number: u64,
     /// What the volume's directory says of the block.
     pub entry: BlockEntry,
 }
@@ -111,10 +112,13 @@ pub(super) struct Volume {
 
 /// A block store is open only once: one that was closed here may still be in the hands of a reader, and is taken
 /// back then instead of being opened again.
-#[derive(Debug)]
+#[derive(Default, Debug)]
 struct StoreSlot {
     open: Option<Arc<dyn BlockReader>>,
     closed: Option<Weak<dyn BlockReader>>,
+    /// Which groups of keys are held in memory since it was opened, a bit for each, and about how many bytes.
+    held_groups: Vec<u64>,
+    held_bytes: u64,
 }
 
 impl Volume {
@@ -151,7 +155,7 @@ impl Volumes {
         for id in added {
             new.push(Arc::new(Volume {
                 directory: Directory::open(&*self.disk, *id)?,
-                store: Mutex::new(StoreSlot { open: None, closed: None }),
+                store: Mutex::default(),
                 used: AtomicU64::new(0),
             }));
         }
@@ -269,7 +273,7 @@ impl Volumes {
         if let Some(body) = self.cache.lock().body(key) {
             return Ok(Block { entry, body });
         }
-        let body = self.read_uncached(&located.volume, &entry)?;
+        let body = self.read_uncached(&located.volume, located.number, &entry)?;
         self.cache.lock().insert(key, body.clone());
         Ok(Block { entry, body })
     }
@@ -363,7 +367,9 @@ impl Volumes {
                     continue;
                 }
                 Sought::NotHere => None,
-                Sought::Found(entry) => Some(Located { volume: Arc::clone(candidates[middle]), entry }),
+                Sought::Found(Numbered { number, entry }) => {
+                    Some(Located { volume: Arc::clone(candidates[middle]), number, entry })
+                }
             };
             // A find may be bettered only on the side that is asked for; without one, look on the other side.
             if found.is_some() == (towards == Towards::First) {
@@ -391,8 +397,18 @@ impl Volumes {
         Ok(entries)
     }
 
-    pub(super) fn read_uncached(&self, volume: &Arc<Volume>, entry: &BlockEntry) -> Result<Bytes, VolumeError> {
-        let body = read_block(volume.info().id, &*self.open_store(volume)?, entry);
+    /// Reads a block past the cache. `number` is its entry's.
+    pub(super) fn read_uncached(
+        &self,
+        volume: &Arc<Volume>,
+        number: u64,
+        entry: &BlockEntry,
+    ) -> Result<Bytes, VolumeError> {
+        let store = self.open_store(volume)?;
+        let body = read_block(volume.info().id, &*store, entry);
+        volume.hold(number, store.keys_held_together());
+        // Let go before the limits are looked at, which may close it.
+        drop(store);
         self.close_beyond_limits();
         body
     }
@@ -432,9 +448,22 @@ impl Volumes {
         }
     }
 
+    /// Lets go of all volumes, so that another process may open them; nothing is found afterwards.
+    pub fn close(&self) {
+        let live = std::mem::take(&mut *self.live.write());
+        let doomed = std::mem::take(&mut *self.doomed.lock());
+        self.open.lock().clear();
+        for volume in live.iter().chain(&doomed) {
+            self.close_store(volume);
+            self.close_file(volume);
+            self.cache.lock().remove_volume(volume.info().id);
+        }
+    }
+
     fn close_store(&self, volume: &Volume) {
         let mut slot = volume.store.lock();
         if let Some(open) = slot.open.take() {
+            (slot.held_groups, slot.held_bytes) = (Vec::new(), 0);
             slot.closed = Some(Arc::downgrade(&open));
             // Closed within the lock, so that it is not opened again before it is closed.
             drop(open);
@@ -460,7 +489,21 @@ enum Towards {
 
 impl Volume {
     fn held_bytes(&self) -> u64 {
-        self.store.lock().open.as_ref().map_or(0, |open| open.held_bytes())
+        self.store.lock().held_bytes
+    }
+
+    /// Counts what a read has brought into memory, if it is not there already.
+    fn hold(&self, number: u64, together: u64) {
+        let Some(group) = number.checked_div(together) else { return };
+        let (word, bit) = (usize::try_from(group / 64).expect("a number of memory"), 1 << (group % 64));
+        let mut slot = self.store.lock();
+        if slot.held_groups.len() <= word {
+            slot.held_groups.resize(word + 1, 0);
+        }
+        if slot.held_groups[word] & bit == 0 {
+            slot.held_groups[word] |= bit;
+            slot.held_bytes += self.info().stored_bytes / self.info().blocks.max(1) * together;
+        }
     }
 }
 
