@@ -62,8 +62,10 @@ async fn what_is_published_over_a_websocket_is_replayed_and_then_comes_live() {
     server.stop().await;
 }
 
-/// Frames on an open session that end it: name, bytes, goodbye.
-fn fatal_frames() -> Vec<(&'static str, Vec<u8>, (Code, bool), u16)> {
+/// Frames on an open session that end it: name, bytes, goodbye, close code.
+type Fatal = (&'static str, Vec<u8>, (Code, bool), u16);
+
+fn fatal_frames() -> Vec<Fatal> {
     let publisher = PublisherId([7; 16]);
     let good = publish(1, "kept", publisher, 1, &[b"x"]);
     let grown = |mut bytes: Vec<u8>| {

@@ -470,3 +470,66 @@ async fn more_in_flight_than_allowed_is_busy_and_the_session_goes_on() {
     assert!(stored >= 4 && busy >= 1, "{stored} stored, {busy} busy");
     session.publish("tea", &[b"on it goes"]).await;
 }
+
+#[tokio::test]
+async fn more_bytes_in_flight_than_allowed_pause_the_reading_and_all_is_stored() {
+    let (server, _) = server(|_, _| {}).await;
+    let session = Session::open(address(&server)).await;
+    let (mut read, mut write) = session.raw.stream.into_split();
+    const TOTAL: u32 = 200;
+    let payload = vec![b'x'; 60 << 10];
+    let writing = async {
+        for seq in 1..=TOTAL {
+            let bytes = publish(seq, "tea", PublisherId([5; 16]), seq.into(), &[&payload]);
+            write.write_all(&ws_frame(0x82, &bytes)).await.expect("the server reads");
+        }
+    };
+    let reading = async {
+        let (mut bytes, mut unread, mut stored) = (vec![0; 1 << 16], Vec::new(), 0);
+        while stored < TOTAL {
+            let read = tokio::time::timeout(PATIENCE, read.read(&mut bytes)).await.expect("answers come");
+            unread.extend_from_slice(&bytes[..read.expect("it reads")]);
+            while let Some((incoming, taken)) = crate::raw::parse(&unread) {
+                unread.drain(..taken);
+                let Incoming::Binary(frames) = incoming else { continue };
+                for frame in Frames::new(&frames, usize::MAX) {
+                    let frame = ServerFrame::parse(frame.expect("a frame")).expect("canonical");
+                    assert!(matches!(frame, Some(ServerFrame::Published(_))), "{frame:?}");
+                    stored += 1;
+                }
+            }
+        }
+    };
+    tokio::join!(writing, reading);
+    let mut other = Session::open(address(&server)).await;
+    assert_eq!(other.replay(1, "tea").await.len(), TOTAL as usize);
+}
+
+#[tokio::test]
+async fn a_peer_that_leaves_its_output_unread_for_too_long_is_ended_and_delays_nobody_meanwhile() {
+    let (server, exporter) = server(|limits, _| limits.stall_timeout = Duration::from_millis(500)).await;
+    let mut stalled = Session::open(address(&server)).await;
+    stalled.send(&join(1, 1, "tea", Start::New)).await;
+    stalled.next(|frame| assert!(matches!(frame, ServerFrame::Joined(_)))).await;
+    let mut reader = Session::open(address(&server)).await;
+    reader.replay(1, "tea").await;
+    let mut writer = Session::open(address(&server)).await;
+    let payload = vec![b'x'; 200 << 10];
+    let deadline = tokio::time::Instant::now() + PATIENCE;
+    // Until the socket's buffers are full, and for as long as it may be so.
+    while !{
+        exporter.upkeep();
+        exporter.render().contains("roomlog_errors_total{code=\"busy\"} 1")
+    } {
+        writer.publish("tea", &[&payload]).await;
+        reader
+            .next(|frame| match frame {
+                ServerFrame::Delivery(delivery) => assert_eq!(payloads_of(delivery).len(), 1),
+                other => panic!("{other:?}"),
+            })
+            .await;
+        assert!(tokio::time::Instant::now() < deadline, "the stalled session is still there");
+    }
+    // It reads again before the time for the last frames is over, so it sees why.
+    assert_eq!(stalled.raw.end().await, (Some((Code::Busy.number(), true)), Some(4200)));
+}

@@ -13,7 +13,7 @@ use std::time::Instant;
 
 pub(crate) use clocks::{Due, Life};
 pub(crate) use end::End;
-pub(crate) use outbox::Outbox;
+pub(crate) use outbox::{Outbox, SendBudget};
 pub(crate) use service::{Reading, Service, Streams};
 
 use clocks::Clocks;

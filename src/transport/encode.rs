@@ -27,7 +27,7 @@ pub(crate) fn frame(output: Output, out: &mut Vec<u8>) -> (Place, Option<Bytes>)
     match output {
         Output::Records(join, part) => {
             delivery_head(join, &part, out);
-            return (Place::Room(join), Some(part.body));
+            (Place::Room(join), Some(part.body))
         }
         Output::Joined { join, tag, facts } => {
             let JoinFacts { epoch, first, head, start } = facts;

@@ -5,6 +5,7 @@ use super::*;
 use crate::broker::{Broker, Options, Wake};
 use crate::metrics::{Metrics, Transport};
 use crate::protocol::{Frames, JoinId, ServerFrame};
+use crate::session::SendBudget;
 use crate::storage::Targets;
 use crate::types::{NewRecord, RoomName, Start};
 
@@ -15,7 +16,11 @@ impl Wake for Nobody {
 }
 
 fn outbox() -> Outbox {
-    Outbox::new(Arc::new(Metrics::disabled()), Transport::WebSocket)
+    outbox_of(&Arc::new(SendBudget::new(usize::MAX)))
+}
+
+fn outbox_of(budget: &Arc<SendBudget>) -> Outbox {
+    Outbox::new(Arc::new(Metrics::disabled()), Transport::WebSocket, Arc::clone(budget))
 }
 
 /// A socket that takes what a script allows: a number of bytes, or nothing for now.
@@ -201,4 +206,27 @@ fn a_long_reason_is_cut_between_characters() {
     let (_, payload) = &script.messages()[0];
     assert!(payload.len() <= 125);
     assert_eq!(std::str::from_utf8(&payload[2..]), Ok("ü".repeat(61).as_str()));
+}
+
+#[tokio::test]
+async fn what_stalled_peers_hold_is_counted_and_little_is_begun_when_it_is_too_much() {
+    let budget = Arc::new(SendBudget::new(20_000));
+    let stall = |outbox: &Outbox, out: &mut Out| {
+        let mut script = Script::new([1, 0]);
+        assert_eq!(out.pump(outbox, 8, |slices| script.write(slices)), Pumped::Blocked);
+        out.rest.as_ref().expect("it was begun").bytes
+    };
+    let (_first, mut generous) = joined(&[1000; 100]).await;
+    let (_second, mut modest) = joined(&[1000; 100]).await;
+    let (one, other) = (outbox_of(&budget), outbox_of(&budget));
+    let much = stall(&one, &mut generous);
+    assert!(much > 30_000, "{much}");
+    let little = stall(&other, &mut modest);
+    assert!(little < 3_000, "{little}");
+    assert_eq!(budget.used(), much + little);
+    let mut script = Script::new([]);
+    assert_eq!(generous.pump(&one, 100, |slices| script.write(slices)), Pumped::All);
+    assert_eq!(budget.used(), little);
+    drop(other);
+    assert_eq!(budget.used(), 0);
 }
