@@ -12,8 +12,8 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use crate::transport::websocket::Upgrade;
 use bytes::Bytes;
-use fastwebsockets::upgrade::UpgradeFut;
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
@@ -402,7 +402,7 @@ impl Inner {
         mut request: Request<Incoming>,
         peer: SocketAddr,
         permit: &Mutex<Option<Permit>>,
-        upgrade: &Mutex<Option<UpgradeFut>>,
+        upgrade: &Mutex<Option<Upgrade>>,
     ) -> Response<http_body_util::Full<Bytes>> {
         match http::judge(&request, &self.options, self.tls.is_some()) {
             http::Asked::Answer(answer, refusal) => {
@@ -417,7 +417,7 @@ impl Inner {
                 if !permit.lock().as_mut().is_some_and(|permit| permit.is_from(address)) {
                     return http::plain(StatusCode::SERVICE_UNAVAILABLE, TOO_MANY);
                 }
-                match fastwebsockets::upgrade::upgrade(&mut request) {
+                match crate::transport::websocket::upgrade(&mut request) {
                     Ok((answer, future)) => {
                         *upgrade.lock() = Some(future);
                         let mut answer = answer.map(|_| http_body_util::Full::default());
@@ -433,7 +433,7 @@ impl Inner {
     /// A task of its own for the session: what the handshake needed is given back.
     fn begin_session(
         self: Arc<Self>,
-        upgrade: UpgradeFut,
+        upgrade: Upgrade,
         permit: Permit,
         socket: fn(hyper::upgrade::Upgraded) -> Option<(Socket, Bytes)>,
     ) {

@@ -14,7 +14,7 @@ pub mod embedded;
 mod engine;
 mod error;
 #[cfg(test)]
-mod golden;
+mod golden_tests;
 pub mod journal;
 pub mod manifest;
 pub mod marks;

@@ -1,83 +1,20 @@
-//! Builds volumes of generated records and reads them: the figures of `docs/storage.md`, section Volumes.
+//! Builds volumes of generated records and reads them: the figures of `docs/storage-volumes.md`.
 //!
 //! `volumes DIR [MIB] [ROOMS] [random|text]`. Cold figures need the right to empty the page cache (root on Linux).
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::io;
-use std::os::unix::fs::FileExt as _;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
 
 use roomlog::protocol::{BatchBuilder, RecordArea, RunHeader};
 use roomlog::storage::block_store::SledBlockStore;
-use roomlog::storage::disk::{Disk, DiskFile};
+use roomlog::storage::disk::{Disk, RealDisk};
 use roomlog::storage::volume::{Input, VolumeId, VolumeLimits, Volumes, build, check_volume, reread};
 use roomlog::types::{NewRecord, Offset, PublisherId, Time};
 
 const RECORD_BYTES: usize = 128;
-
-#[derive(Debug)]
-struct Root(PathBuf);
-
-#[derive(Debug)]
-struct RootFile(fs::File);
-
-impl Disk for Root {
-    fn open(&self, path: &Path) -> io::Result<Arc<dyn DiskFile>> {
-        Ok(Arc::new(RootFile(fs::OpenOptions::new().read(true).write(true).open(self.0.join(path))?)))
-    }
-    fn create(&self, path: &Path) -> io::Result<Arc<dyn DiskFile>> {
-        let path = self.0.join(path);
-        Ok(Arc::new(RootFile(fs::OpenOptions::new().read(true).write(true).create_new(true).open(path)?)))
-    }
-    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
-        fs::rename(self.0.join(from), self.0.join(to))
-    }
-    fn remove(&self, path: &Path) -> io::Result<()> {
-        fs::remove_file(self.0.join(path))
-    }
-    fn create_dir(&self, path: &Path) -> io::Result<()> {
-        fs::create_dir_all(self.0.join(path))
-    }
-    fn remove_dir(&self, path: &Path) -> io::Result<()> {
-        fs::remove_dir_all(self.0.join(path))
-    }
-    fn list(&self, path: &Path) -> io::Result<Vec<PathBuf>> {
-        fs::read_dir(self.0.join(path))?.map(|entry| Ok(PathBuf::from(entry?.file_name()))).collect()
-    }
-    fn sync_dir(&self, path: &Path) -> io::Result<()> {
-        fs::File::open(self.0.join(path))?.sync_all()
-    }
-    fn free_bytes(&self) -> io::Result<u64> {
-        Ok(u64::MAX)
-    }
-    fn used_bytes(&self, _: &Path) -> io::Result<u64> {
-        Ok(0)
-    }
-    fn root(&self) -> Option<&Path> {
-        Some(&self.0)
-    }
-}
-
-impl DiskFile for RootFile {
-    fn read_exact_at(&self, buffer: &mut [u8], position: u64) -> io::Result<()> {
-        self.0.read_exact_at(buffer, position)
-    }
-    fn write_all_at(&self, bytes: &[u8], position: u64) -> io::Result<()> {
-        self.0.write_all_at(bytes, position)
-    }
-    fn sync_data(&self) -> io::Result<()> {
-        self.0.sync_data()
-    }
-    fn set_len(&self, bytes: u64) -> io::Result<()> {
-        self.0.set_len(bytes)
-    }
-    fn len(&self) -> io::Result<u64> {
-        Ok(self.0.metadata()?.len())
-    }
-}
 
 /// A small generator: the figures need no more.
 struct Random(u64);
@@ -184,7 +121,7 @@ fn main() {
     let rooms: u64 = arguments.next().map_or(1000, |text| text.parse().expect("ROOMS is a number"));
     let text = arguments.next().is_some_and(|kind| kind == "text");
     fs::create_dir_all(&root).expect("the directory can be made");
-    let disk: Arc<dyn Disk> = Arc::new(Root(root.clone()));
+    let disk: Arc<dyn Disk> = Arc::new(RealDisk::new(&root));
     let store = Arc::new(SledBlockStore::new(&root));
     let (mut random, mut heads) = (Random(0x9E37_79B9_7F4A_7C15), BTreeMap::new());
     let mut ids = Vec::new();

@@ -15,6 +15,8 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
+use super::error::is_full;
+
 pub use self::memory::MemoryBlockStore;
 pub use self::sled::SledBlockStore;
 
@@ -129,9 +131,4 @@ impl BlockStoreError {
     fn damaged(path: &Path, why: impl ToString) -> Self {
         Self::Damaged { path: path.display().to_string(), why: why.to_string() }
     }
-}
-
-/// Whether an error of the file system says that there is no room left.
-pub(super) fn is_full(error: &io::Error) -> bool {
-    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
 }

@@ -156,6 +156,48 @@ fn values_of_the_largest_size_stay_in_the_log_of_sled() {
     assert!((1..=200).all(|first| reader.get(key(1, first, 0)).unwrap().unwrap() == value));
 }
 
+/// Incompressible values of one length under rising keys.
+fn write_many(store: &dyn BlockStore, directory: &Path, count: u64, length: usize) {
+    let mut writer = store.create(directory).unwrap();
+    let mut state = 1_u64;
+    for first in 1..=count {
+        let value: Vec<u8> = std::iter::repeat_with(|| {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+            (state >> 56) as u8
+        })
+        .take(length)
+        .collect();
+        writer.put(key(first / 7, first, 0), &value).unwrap();
+    }
+    writer.finish().unwrap();
+}
+
+#[test]
+fn sled_writes_each_value_once() {
+    let directory = tempfile::tempdir().unwrap();
+    let store = SledBlockStore::new(directory.path());
+    for (volume, count, length) in [("00000001", 1000, 20_000), ("00000002", 4000, 4000)] {
+        write_many(&store, Path::new(volume), count, length);
+        let (used, put) = (store.used_bytes(Path::new(volume)).unwrap(), count * length as u64);
+        // Two segments more: sled begins with one, and ends within another.
+        assert!(used < put * 115 / 100 + 2 * SEGMENT, "{used} bytes on the disk for {put}");
+    }
+}
+
+#[test]
+fn opening_and_reading_leave_a_finished_volume_as_it_is() {
+    let directory = tempfile::tempdir().unwrap();
+    let store = SledBlockStore::new(directory.path());
+    let volume = Path::new("00000001");
+    write_many(&store, volume, 300, 10_000);
+    let db = std::fs::read(directory.path().join("00000001/db")).unwrap();
+    for _ in 0..30 {
+        let reader = store.open(volume).unwrap();
+        assert!((1..=300).all(|first| reader.get(key(first / 7, first, 0)).unwrap().is_some()));
+    }
+    assert!(std::fs::read(directory.path().join("00000001/db")).unwrap() == db, "sled has written");
+}
+
 #[test]
 fn a_damaged_snapshot_is_set_aside_and_nothing_is_lost() {
     for damage in [damage_by_a_bit, damage_by_truncation, damage_by_emptying] {

@@ -18,6 +18,7 @@
 
 use bytes::Bytes;
 
+use crate::storage::Compression;
 use crate::storage::block_store::{BlockKey, BlockReader, BlockWriter, VALUE_BYTES_MAX};
 use crate::types::{Limits, Offset};
 
@@ -45,13 +46,17 @@ pub(super) struct Stored {
 }
 
 /// Writes blocks; keeps its buffers from one to the next.
-#[derive(Default)]
 pub(super) struct BlockEncoder {
+    compression: Compression,
     compressed: Vec<u8>,
     value: Vec<u8>,
 }
 
 impl BlockEncoder {
+    pub(super) fn new(compression: Compression) -> Self {
+        Self { compression, compressed: Vec::new(), value: Vec::new() }
+    }
+
     /// Stores a body under its key.
     pub(super) fn put(
         &mut self,
@@ -84,6 +89,9 @@ impl BlockEncoder {
 
     /// Compresses into the buffer; says how, and to how many bytes.
     fn compress(&mut self, body: &[u8]) -> (u8, usize) {
+        if self.compression == Compression::None {
+            return (CODEC_NONE, body.len());
+        }
         let bound = lz4_flex::block::get_maximum_output_size(body.len());
         if self.compressed.len() < bound {
             self.compressed.resize(bound, 0);

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use crate::protocol::{Batch, WireError};
+use crate::storage::Compression;
 use crate::storage::block_store::{BlockStore, BlockWriter};
 use crate::storage::disk::Disk;
 use crate::types::Offset;
@@ -34,7 +35,7 @@ pub struct Input {
 /// `input` is in order of room, and of offset within a room; the `prev` of a batch is the last offset of the one
 /// before, except for a room's first batch. `floor` says for each room, once, up to which offset records are left
 /// out; what is kept keeps its true `prev`. `commits` are the first and the last commit that the input covers.
-/// `None` means that nothing was left: there is no volume then, and nothing of it on the disk.
+/// `None` means that nothing was left: there is no volume then, and nothing of it on the disk. Compresses with LZ4.
 ///
 /// Memory: a block, a page of the directory, and 8 bytes for each room and 16 for each 63 blocks.
 ///
@@ -47,12 +48,29 @@ pub fn build(
     id: VolumeId,
     commits: (u64, u64),
     input: impl IntoIterator<Item = Result<Input, VolumeError>>,
+    floor: impl FnMut(u64) -> Offset,
+) -> Result<Option<VolumeInfo>, VolumeError> {
+    build_compressed(disk, store, id, commits, Compression::Lz4, input, floor)
+}
+
+/// As [`build`], with a choice of how blocks are compressed.
+///
+/// # Errors
+/// As [`build`].
+pub fn build_compressed(
+    disk: &dyn Disk,
+    store: &dyn BlockStore,
+    id: VolumeId,
+    commits: (u64, u64),
+    compression: Compression,
+    input: impl IntoIterator<Item = Result<Input, VolumeError>>,
     mut floor: impl FnMut(u64) -> Offset,
 ) -> Result<Option<VolumeInfo>, VolumeError> {
-    disk.create_dir(Path::new(VOLUMES)).map_err(VolumeError::io(Path::new(VOLUMES)))?;
+    let made = disk.create_dir(Path::new(VOLUMES)).and_then(|()| disk.sync_dir(Path::new("")));
+    made.map_err(VolumeError::io(Path::new(VOLUMES)))?;
     let mut blocks = store.create(&id.blocks_path())?;
     let mut directory = DirectoryWriter::create(disk, id, commits)?;
-    let mut encoder = BlockEncoder::default();
+    let mut encoder = BlockEncoder::new(compression);
     let mut merge = Merge::default();
     let mut room: Option<(u64, Offset)> = None;
     for batch in input {

@@ -26,7 +26,8 @@ pub(super) enum Depth {
 
 /// Verifies a volume: each page of its directory, and each block with all its records.
 ///
-/// Nothing found means that it is exactly what was written.
+/// Nothing found means that it is exactly what was written. A block store may write while it is opened (sled clears
+/// what is behind its log), so nobody else may have the data directory.
 ///
 /// # Errors
 /// When the file system says no: then the volume could not be verified.

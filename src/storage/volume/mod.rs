@@ -1,7 +1,7 @@
 //! The past: volumes, finished and sorted copies of a stretch of the log, that are written once and then only read.
 //!
-//! A volume is a database of blocks (`volumes/00000001/`, behind [`BlockStore`](super::block_store::BlockStore))
-//! and our own directory file of them (`volumes/00000001.rld`, behind [`Disk`](super::disk::Disk)). A block is
+//! A volume is a database of blocks (`volumes/00000001/`, behind [`BlockStore`])
+//! and our own directory file of them (`volumes/00000001.rld`, behind [`Disk`]). A block is
 //! consecutive records of one room in one batch body, the same bytes that are later sent to readers. Where the
 //! parts of this are:
 //!
@@ -27,11 +27,12 @@ use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use super::block_store::{self, BlockStore, BlockStoreError};
+use super::block_store::{BlockStore, BlockStoreError};
 use super::disk::Disk;
+use super::error::{StorageError, is_full};
 use crate::types::{Offset, Time};
 
-pub use self::build::{Input, build, reread};
+pub use self::build::{Input, build, build_compressed, reread};
 pub use self::check::check_volume;
 pub use self::directory::BlockEntry;
 pub use self::volumes::{Block, Live, Located, VolumeLimits, Volumes, VolumesUse};
@@ -77,9 +78,9 @@ impl fmt::Display for VolumeId {
 pub struct VolumeInfo {
     /// Its number.
     pub id: VolumeId,
-    /// The first commit whose records it holds.
+    /// The first commit whose records may be in it.
     pub commit_first: u64,
-    /// The last commit whose records it holds. Volumes do not overlap.
+    /// The last commit whose records may be in it. Volumes do not overlap.
     pub commit_last: u64,
     /// How many rooms it has records of.
     pub rooms: u64,
@@ -130,6 +131,9 @@ pub enum VolumeError {
     /// What was to be built into a volume cannot be used, or could not be read.
     #[error("the input of a volume: {0}")]
     Input(Box<dyn std::error::Error + Send + Sync>),
+    /// There is no such volume among those that exist.
+    #[error("there is no volume {0}")]
+    NoVolume(VolumeId),
 }
 
 /// What the caller should do about a [`VolumeError`].
@@ -141,8 +145,39 @@ pub enum VolumeErrorKind {
     Io,
     /// Report it: bytes on the disk have changed.
     Damaged,
-    /// Look at where the input comes from.
+    /// Look at where the input or the number of the volume comes from.
     Input,
+}
+
+impl From<VolumeError> for StorageError {
+    fn from(error: VolumeError) -> Self {
+        let input = |what: String| Self::Damaged { path: VOLUMES.into(), position: 0, what };
+        match error {
+            VolumeError::Io { path, source } => Self::Io { path, doing: "use", source },
+            VolumeError::Store(BlockStoreError::Io { path, source }) => {
+                Self::Io { path: path.into(), doing: "use", source }
+            }
+            VolumeError::Store(BlockStoreError::Damaged { path, why }) => {
+                Self::Damaged { path: path.into(), position: 0, what: why }
+            }
+            VolumeError::Damaged(Finding { file, position, what }) => match position.parse() {
+                Ok(position) => Self::Damaged { path: file, position, what },
+                Err(_) => Self::Damaged { path: file, position: 0, what: format!("{position}: {what}") },
+            },
+            // The journal's own errors pass through a build unchanged.
+            VolumeError::Input(error) => match error.downcast::<Self>() {
+                Ok(error) => *error,
+                Err(error) => input(error.to_string()),
+            },
+            VolumeError::NoVolume(_) => input(error.to_string()),
+        }
+    }
+}
+
+impl From<StorageError> for VolumeError {
+    fn from(error: StorageError) -> Self {
+        Self::input(error)
+    }
 }
 
 impl VolumeError {
@@ -150,11 +185,11 @@ impl VolumeError {
     #[must_use]
     pub fn kind(&self) -> VolumeErrorKind {
         match self {
-            Self::Io { source, .. } if block_store::is_full(source) => VolumeErrorKind::Full,
+            Self::Io { source, .. } if is_full(source) => VolumeErrorKind::Full,
             Self::Store(error) if error.is_full() => VolumeErrorKind::Full,
             Self::Io { .. } | Self::Store(BlockStoreError::Io { .. }) => VolumeErrorKind::Io,
             Self::Damaged(_) | Self::Store(BlockStoreError::Damaged { .. }) => VolumeErrorKind::Damaged,
-            Self::Input(_) => VolumeErrorKind::Input,
+            Self::Input(_) | Self::NoVolume(_) => VolumeErrorKind::Input,
         }
     }
 
@@ -196,7 +231,10 @@ pub fn delete(disk: &dyn Disk, store: &dyn BlockStore, id: VolumeId) -> Result<(
         other => other.map_err(VolumeError::io(&path))?,
     }
     store.remove(&id.blocks_path())?;
-    disk.sync_dir(Path::new(VOLUMES)).map_err(VolumeError::io(Path::new(VOLUMES)))
+    match disk.sync_dir(Path::new(VOLUMES)) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        other => other.map_err(VolumeError::io(Path::new(VOLUMES))),
+    }
 }
 
 /// What there is in the directory of volumes, finished or not, in order of number; what has no name of ours is

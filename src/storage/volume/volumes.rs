@@ -344,7 +344,7 @@ impl Volumes {
     pub(super) fn volume(&self, id: VolumeId) -> Result<Arc<Volume>, VolumeError> {
         let live = self.live();
         let volume = live.iter().find(|volume| volume.info().id == id);
-        volume.cloned().ok_or_else(|| VolumeError::input(format!("there is no volume {id}")))
+        volume.cloned().ok_or_else(|| VolumeError::NoVolume(id))
     }
 
     /// A binary search over the volumes that may have the room. Volumes do not overlap, so a room's records in one

@@ -5,3 +5,6 @@ mod guard;
 mod out;
 
 pub(crate) use connection::{Connection, Socket};
+
+/// The HTTP half of the handshake; what comes out of it goes through our own guard.
+pub(crate) use fastwebsockets::upgrade::{UpgradeFut as Upgrade, upgrade};

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use rand::Rng as _;
 
 use super::rig::{Log, Place, Shape, read_room, seeded};
-use crate::storage::volume::{VolumeErrorKind, VolumeId, VolumeLimits, Volumes, check_volume};
+use crate::storage::volume::{VolumeErrorKind, VolumeId, VolumeLimits, Volumes};
 
 const ID: VolumeId = VolumeId(1);
 
@@ -42,7 +42,7 @@ fn intact(place: &Place, log: &Log) -> bool {
 fn every_flipped_bit_and_every_cut_of_the_directory_file_is_found() {
     let mut random = seeded("every_flipped_bit_and_every_cut_of_the_directory_file_is_found");
     let (place, log) = volume(&mut random);
-    let path = place.disk.path(&ID.directory_path());
+    let path = place.path(&ID.directory_path());
     let good = fs::read(&path).unwrap();
     for round in 0..120 {
         let mut bad = good.clone();
@@ -55,7 +55,7 @@ fn every_flipped_bit_and_every_cut_of_the_directory_file_is_found() {
             bad.truncate(random.random_range(0..good.len()));
         }
         fs::write(&path, &bad).unwrap();
-        let findings = check_volume(&*place.disk, &*place.store, ID).unwrap();
+        let findings = place.check(ID.0);
         assert!(findings.iter().any(|finding| finding.file == ID.directory_path()), "{findings:?}");
         // Reading is right as far as it does not touch the damage.
         intact(&place, &log);
@@ -63,30 +63,30 @@ fn every_flipped_bit_and_every_cut_of_the_directory_file_is_found() {
     for bad in [good.iter().copied().chain([0; 4096]).collect(), vec![0; good.len()], Vec::new()] {
         fs::write(&path, &bad).unwrap();
         assert!(!intact(&place, &log));
-        assert_ne!(check_volume(&*place.disk, &*place.store, ID).unwrap(), []);
+        assert_ne!(place.check(ID.0), []);
     }
     fs::remove_file(&path).unwrap();
     assert!(!intact(&place, &log));
-    assert_ne!(check_volume(&*place.disk, &*place.store, ID).unwrap(), []);
+    assert_ne!(place.check(ID.0), []);
     fs::write(&path, &good).unwrap();
     assert!(intact(&place, &log));
-    assert_eq!(check_volume(&*place.disk, &*place.store, ID).unwrap(), []);
+    assert_eq!(place.check(ID.0), []);
 }
 
 #[test]
 fn a_page_of_another_place_or_another_volume_is_found() {
     let mut random = seeded("a_page_of_another_place_or_another_volume_is_found");
     let (place, log) = volume(&mut random);
-    let path = place.disk.path(&ID.directory_path());
+    let path = place.path(&ID.directory_path());
     let good = fs::read(&path).unwrap();
     let mut swapped = good.clone();
     swapped.copy_within(4096..8192, 8192);
     fs::write(&path, &swapped).unwrap();
     assert!(!intact(&place, &log));
-    assert_ne!(check_volume(&*place.disk, &*place.store, ID).unwrap(), []);
+    assert_ne!(place.check(ID.0), []);
     // A directory under another volume's name.
-    fs::write(place.disk.path(&VolumeId(2).directory_path()), &good).unwrap();
-    assert_ne!(check_volume(&*place.disk, &*place.store, VolumeId(2)).unwrap(), []);
+    fs::write(place.path(&VolumeId(2).directory_path()), &good).unwrap();
+    assert_ne!(place.check(2), []);
 }
 
 /// The files of a database, without its directories.
@@ -101,7 +101,7 @@ fn files(path: &Path) -> Vec<PathBuf> {
 fn whatever_happens_to_the_files_of_sled_no_record_is_silently_wrong() {
     let mut random = seeded("whatever_happens_to_the_files_of_sled_no_record_is_silently_wrong");
     let (place, log) = volume(&mut random);
-    let path = place.disk.path(&ID.blocks_path());
+    let path = place.path(&ID.blocks_path());
     let good: Vec<_> = files(&path).into_iter().map(|path| (fs::read(&path).unwrap(), path)).collect();
     assert!(good.len() >= 3, "configuration, log and snapshot");
     let (mut told, mut unharmed) = (0, 0);
@@ -141,15 +141,15 @@ fn whatever_happens_to_the_files_of_sled_no_record_is_silently_wrong() {
 fn checking_tells_each_damaged_block_and_goes_on() {
     let mut random = seeded("checking_tells_each_damaged_block_and_goes_on");
     let (place, _) = volume(&mut random);
-    assert_eq!(check_volume(&*place.disk, &*place.store, ID).unwrap(), []);
-    let db = place.disk.path(&ID.blocks_path()).join("db");
+    assert_eq!(place.check(ID.0), []);
+    let db = place.path(&ID.blocks_path()).join("db");
     let mut bytes = fs::read(&db).unwrap();
     // Places in the first quarter, far from the end, which sled would take for a torn tail.
     for at in (100_000..bytes.len() / 4).step_by(50_000) {
         bytes[at..at + 64].fill(0xA5);
     }
     fs::write(&db, &bytes).unwrap();
-    let findings = check_volume(&*place.disk, &*place.store, ID).unwrap();
+    let findings = place.check(ID.0);
     findings.iter().for_each(|finding| println!("{finding}"));
     assert!(findings.iter().all(|finding| finding.file == ID.blocks_path()));
     let blocks = place.open(&[ID.0]).infos()[0].blocks;

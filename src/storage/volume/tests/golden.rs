@@ -5,7 +5,8 @@ use std::path::Path;
 use super::rig::Place;
 use crate::protocol::{BatchBuilder, RecordArea, RunHeader};
 use crate::storage::block_store::BlockKey;
-use crate::storage::volume::{Input, VolumeId, check_volume};
+use crate::storage::disk::RealDisk;
+use crate::storage::volume::{Input, VolumeId};
 use crate::types::{NewRecord, Offset, PublisherId, Time};
 
 /// Three rooms: two small blocks, of which one compresses, and one in two parts.
@@ -60,9 +61,10 @@ fn assert_golden(name: &str, bytes: &[u8]) {
 
 #[test]
 fn the_bytes_of_a_volume_are_those_of_format_1() {
-    let place = Place::memory();
+    let root = tempfile::tempdir().unwrap();
+    let place = Place::memory(RealDisk::new(root.path()));
     place.build(1, &input());
-    assert_golden("volume-directory.hex", &std::fs::read(place.disk.path(&VolumeId(1).directory_path())).unwrap());
+    assert_golden("volume-directory.hex", &std::fs::read(root.path().join(VolumeId(1).directory_path())).unwrap());
     let reader = place.store.open(&VolumeId(1).blocks_path()).unwrap();
     for (name, room, first, part) in [
         ("block-raw.hex", 1, 7, 0),
@@ -72,5 +74,5 @@ fn the_bytes_of_a_volume_are_those_of_format_1() {
     ] {
         assert_golden(name, &reader.get(BlockKey { room, first, part }).unwrap().unwrap());
     }
-    assert_eq!(check_volume(&*place.disk, &*place.store, VolumeId(1)).unwrap(), []);
+    assert_eq!(place.check(1), []);
 }

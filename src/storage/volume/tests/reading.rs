@@ -6,13 +6,14 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use rand::Rng as _;
 
 use super::rig::{Log, Place, Shape, assert_same, read_room, remembered, seeded};
+use crate::storage::disk::FaultyDisk;
 use crate::storage::volume::{VolumeId, VolumeLimits, found, reread};
 use crate::types::{Offset, Time};
 
 #[test]
 fn every_place_of_every_room_is_found_as_in_a_plain_list() {
     let mut random = seeded("every_place_of_every_room_is_found_as_in_a_plain_list");
-    let place = Place::memory();
+    let place = Place::memory(FaultyDisk::new(0));
     let mut log = Log::default();
     // Many rooms are in few of the volumes.
     let shape = Shape { rooms: 200, batches: 60, striding: true, payload_bytes_max: 9000 };
@@ -78,7 +79,7 @@ fn open_stores_files_and_bytes_stay_within_their_limits() {
             assert!(in_use.held_bytes <= limits.held_bytes_max, "{in_use:?}");
             assert!(in_use.cache_bytes <= limits.cache_bytes_max, "{in_use:?}");
             assert_eq!(in_use.volumes, ids.len());
-            assert!(open_descriptors(&place.disk.path(Path::new("volumes"))) <= 2 * limits.open_max);
+            assert!(open_descriptors(&place.path(Path::new("volumes"))) <= 2 * limits.open_max);
         }
     }
     assert_same(&log, &volumes);
@@ -110,7 +111,7 @@ fn a_block_read_twice_comes_from_the_cache_and_shares_its_bytes() {
 #[test]
 fn what_is_live_is_counted_exactly_but_for_the_blocks_that_a_floor_cuts() {
     let mut random = seeded("what_is_live_is_counted_exactly_but_for_the_blocks_that_a_floor_cuts");
-    let place = Place::memory();
+    let place = Place::memory(FaultyDisk::new(0));
     let mut log = Log::default();
     let shape = Shape { rooms: 20, batches: 400, striding: false, payload_bytes_max: 3000 };
     let info = place.build(1, &log.stretch(&mut random, &shape));
@@ -144,7 +145,7 @@ fn what_is_live_is_counted_exactly_but_for_the_blocks_that_a_floor_cuts() {
 #[test]
 fn a_removed_volume_is_deleted_when_its_last_reader_is_gone() {
     let mut random = seeded("a_removed_volume_is_deleted_when_its_last_reader_is_gone");
-    for place in [Place::memory(), Place::sled()] {
+    for place in Place::both() {
         let mut log = Log::default();
         let shape = Shape { rooms: 2, batches: 60, striding: false, payload_bytes_max: 1000 };
         place.build(1, &log.stretch(&mut random, &shape));

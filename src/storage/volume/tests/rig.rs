@@ -1,171 +1,61 @@
 //! What the tests of volumes share: disks, a log as a plain list, and ways to compare.
 
 use std::collections::BTreeMap;
-use std::fs;
-use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI64, Ordering};
 
 use rand::rngs::StdRng;
 use rand::{Rng as _, SeedableRng as _};
 
 use crate::protocol::{BATCH_BYTES_MAX, Batch, BatchBuilder, RecordArea, RunHeader};
 use crate::storage::block_store::{BlockStore, MemoryBlockStore, SledBlockStore};
-use crate::storage::disk::{Disk, DiskFile};
-use crate::storage::volume::{Input, VolumeError, VolumeId, VolumeInfo, VolumeLimits, Volumes, build};
+use crate::storage::disk::{Disk, FaultyDisk, RealDisk};
+use crate::storage::volume::{
+    Finding, Input, VolumeError, VolumeId, VolumeInfo, VolumeLimits, Volumes, build, check_volume,
+};
 use crate::types::{NewRecord, Offset, PublisherId, Time};
-
-/// A directory as a disk, of which an operation can be made to fail.
-#[derive(Debug)]
-pub(super) struct TestDisk {
-    root: tempfile::TempDir,
-    /// How many more changes succeed; endlessly many if negative.
-    changes_left: Arc<AtomicI64>,
-}
-
-impl TestDisk {
-    pub(super) fn new() -> Arc<Self> {
-        let root = tempfile::tempdir().unwrap();
-        fs::create_dir(root.path().join("volumes")).unwrap();
-        Arc::new(Self { root, changes_left: Arc::new(AtomicI64::new(-1)) })
-    }
-
-    pub(super) fn fail_after(&self, changes: i64) {
-        self.changes_left.store(changes, Ordering::SeqCst);
-    }
-
-    pub(super) fn path(&self, path: &Path) -> PathBuf {
-        self.root.path().join(path)
-    }
-}
-
-fn change(left: &AtomicI64) -> io::Result<()> {
-    match left.load(Ordering::SeqCst) {
-        0 => Err(io::ErrorKind::StorageFull.into()),
-        more if more > 0 => {
-            left.fetch_sub(1, Ordering::SeqCst);
-            Ok(())
-        }
-        _ => Ok(()),
-    }
-}
-
-impl Disk for TestDisk {
-    fn open(&self, path: &Path) -> io::Result<Arc<dyn DiskFile>> {
-        let file = fs::OpenOptions::new().read(true).write(true).open(self.path(path))?;
-        Ok(Arc::new(TestFile { file, changes_left: Arc::clone(&self.changes_left) }))
-    }
-
-    fn create(&self, path: &Path) -> io::Result<Arc<dyn DiskFile>> {
-        change(&self.changes_left)?;
-        let file = fs::OpenOptions::new().read(true).write(true).create_new(true).open(self.path(path))?;
-        Ok(Arc::new(TestFile { file, changes_left: Arc::clone(&self.changes_left) }))
-    }
-
-    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
-        change(&self.changes_left)?;
-        fs::rename(self.path(from), self.path(to))
-    }
-
-    fn remove(&self, path: &Path) -> io::Result<()> {
-        change(&self.changes_left)?;
-        fs::remove_file(self.path(path))
-    }
-
-    fn create_dir(&self, path: &Path) -> io::Result<()> {
-        fs::create_dir_all(self.path(path))
-    }
-
-    fn remove_dir(&self, path: &Path) -> io::Result<()> {
-        fs::remove_dir_all(self.path(path))
-    }
-
-    fn list(&self, path: &Path) -> io::Result<Vec<PathBuf>> {
-        let mut names: Vec<_> = fs::read_dir(self.path(path))?
-            .map(|entry| entry.map(|entry| PathBuf::from(entry.file_name())))
-            .collect::<io::Result<_>>()?;
-        names.sort();
-        Ok(names)
-    }
-
-    fn sync_dir(&self, path: &Path) -> io::Result<()> {
-        change(&self.changes_left)?;
-        fs::File::open(self.path(path))?.sync_all()
-    }
-
-    fn free_bytes(&self) -> io::Result<u64> {
-        Ok(u64::MAX)
-    }
-
-    fn used_bytes(&self, path: &Path) -> io::Result<u64> {
-        Ok(fs::metadata(self.path(path))?.len())
-    }
-
-    fn root(&self) -> Option<&Path> {
-        Some(self.root.path())
-    }
-}
-
-#[derive(Debug)]
-struct TestFile {
-    file: fs::File,
-    changes_left: Arc<AtomicI64>,
-}
-
-impl DiskFile for TestFile {
-    fn read_exact_at(&self, buffer: &mut [u8], position: u64) -> io::Result<()> {
-        std::os::unix::fs::FileExt::read_exact_at(&self.file, buffer, position)
-    }
-
-    fn write_all_at(&self, bytes: &[u8], position: u64) -> io::Result<()> {
-        if let Err(error) = change(&self.changes_left) {
-            // What fails may have been done in part.
-            let part = &bytes[..bytes.len() / 2];
-            std::os::unix::fs::FileExt::write_all_at(&self.file, part, position)?;
-            return Err(error);
-        }
-        std::os::unix::fs::FileExt::write_all_at(&self.file, bytes, position)
-    }
-
-    fn sync_data(&self) -> io::Result<()> {
-        change(&self.changes_left)?;
-        self.file.sync_data()
-    }
-
-    fn set_len(&self, bytes: u64) -> io::Result<()> {
-        self.file.set_len(bytes)
-    }
-
-    fn len(&self) -> io::Result<u64> {
-        Ok(self.file.metadata()?.len())
-    }
-}
 
 /// Where volumes are, for one test.
 pub(super) struct Place {
-    pub(super) disk: Arc<TestDisk>,
+    // Removed with the place.
+    root: Option<tempfile::TempDir>,
+    pub(super) disk: Arc<dyn Disk>,
     pub(super) store: Arc<dyn BlockStore>,
 }
 
 impl Place {
     pub(super) fn sled() -> Self {
-        let disk = TestDisk::new();
-        let store = Arc::new(SledBlockStore::new(disk.root.path()));
-        Self { disk, store }
+        let root = tempfile::tempdir().unwrap();
+        let (disk, store) = (Arc::new(RealDisk::new(root.path())), Arc::new(SledBlockStore::new(root.path())));
+        Self { root: Some(root), disk, store }
     }
 
-    pub(super) fn memory() -> Self {
-        Self { disk: TestDisk::new(), store: Arc::new(MemoryBlockStore::new()) }
+    /// Blocks in memory, directory files where told.
+    pub(super) fn memory(disk: impl Disk) -> Self {
+        Self { root: None, disk: Arc::new(disk), store: Arc::new(MemoryBlockStore::new()) }
     }
 
-    /// Builds a volume of everything that the input has.
+    /// The same blocks beside another disk.
+    pub(super) fn with_disk(&self, disk: impl Disk) -> Self {
+        Self { root: None, disk: Arc::new(disk), store: self.store.clone() }
+    }
+
+    /// Both kinds.
+    pub(super) fn both() -> [Self; 2] {
+        [Self::memory(FaultyDisk::new(0)), Self::sled()]
+    }
+
+    /// Where a file of a place with a root is for the operating system.
+    pub(super) fn path(&self, path: &Path) -> PathBuf {
+        self.root.as_ref().expect("asked of places with a root").path().join(path)
+    }
+
+    /// Builds a volume of everything that the input has; its commits are told by its number.
     pub(super) fn build(&self, id: u64, input: &[Input]) -> VolumeInfo {
         let input = input.iter().cloned().map(Ok);
         self.try_build(id, input, |_| Offset::ZERO).unwrap().expect("there are records")
     }
 
-    /// Builds a volume whose commits are told by its number.
     pub(super) fn try_build(
         &self,
         id: u64,
@@ -173,6 +63,10 @@ impl Place {
         floor: impl FnMut(u64) -> Offset,
     ) -> Result<Option<VolumeInfo>, VolumeError> {
         build(&*self.disk, &*self.store, VolumeId(id), (id * 10, id * 10 + 9), input, floor)
+    }
+
+    pub(super) fn check(&self, id: u64) -> Vec<Finding> {
+        check_volume(&*self.disk, &*self.store, VolumeId(id)).unwrap()
     }
 
     pub(super) fn open(&self, ids: &[u64]) -> Volumes {
