@@ -16,14 +16,13 @@ const KEPT: [&[u8]; 3] = [b"one", b"two", b"three"];
 /// A server with records in a room, and the proof that it still has and serves them.
 struct Victim {
     server: roomlog::server::Server,
-    exporter: roomlog::server::Exporter,
 }
 
 impl Victim {
     async fn new() -> Self {
-        let (server, exporter) = server(|_, _| {}).await;
+        let (server, _) = server(|_, _| {}).await;
         Session::open(address(&server)).await.publish("kept", &KEPT).await;
-        Self { server, exporter }
+        Self { server }
     }
 
     fn address(&self) -> SocketAddr {
@@ -63,8 +62,10 @@ async fn what_is_published_over_a_websocket_is_replayed_and_then_comes_live() {
     server.stop().await;
 }
 
-/// Frames on an open session that end it: name, bytes, goodbye.
-fn fatal_frames() -> Vec<(&'static str, Vec<u8>, (Code, bool), u16)> {
+/// Frames on an open session that end it: name, bytes, goodbye, close code.
+type Fatal = (&'static str, Vec<u8>, (Code, bool), u16);
+
+fn fatal_frames() -> Vec<Fatal> {
     let publisher = PublisherId([7; 16]);
     let good = publish(1, "kept", publisher, 1, &[b"x"]);
     let grown = |mut bytes: Vec<u8>| {

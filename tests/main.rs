@@ -4,8 +4,12 @@ mod architecture;
 #[cfg(feature = "server")]
 mod attacks;
 #[cfg(feature = "server")]
+mod connections;
+#[cfg(feature = "server")]
 mod defaults;
 mod policy;
+#[cfg(feature = "server")]
+mod quic;
 #[cfg(feature = "server")]
 mod raw;
 #[cfg(all(feature = "server", feature = "client"))]

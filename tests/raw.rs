@@ -174,7 +174,8 @@ pub(crate) fn ws_head(first: u8, bytes: u64, masked: bool) -> Vec<u8> {
     head
 }
 
-fn parse(bytes: &[u8]) -> Option<(Incoming, usize)> {
+/// The first message or control frame of a server in these bytes, and how many it takes.
+pub(crate) fn parse(bytes: &[u8]) -> Option<(Incoming, usize)> {
     let (&first, &second) = (bytes.first()?, bytes.get(1)?);
     assert_eq!(second & 0x80, 0, "a server does not mask");
     let (length, head) = match second {

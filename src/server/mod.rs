@@ -33,8 +33,8 @@ pub use options::{Certificate, Options, broker_options};
 use admission::{Admission, Permit};
 
 use crate::broker::Broker;
-use crate::metrics::{Refusal, Transport};
-use crate::session::Outbox;
+use crate::metrics::{Budget, Refusal, Transport};
+use crate::session::{Outbox, SendBudget};
 use crate::transport::quic;
 use crate::transport::tls::{Identity, TlsError};
 use crate::transport::websocket::{Connection, Socket};
@@ -112,6 +112,7 @@ struct Inner {
     tls: Option<TlsAcceptor>,
     admission: Arc<Admission>,
     sessions: Mutex<HashMap<u64, Entry>>,
+    send_budget: Arc<SendBudget>,
     /// Accept loops and upkeep end.
     stop: CancellationToken,
     /// Everything ends.
@@ -167,6 +168,9 @@ impl Server {
             admin: operators.as_ref().map(|(_, address)| *address),
         };
         let admission = Arc::new(Admission::new(&options, Arc::clone(broker.metrics())));
+        let send_budget = Arc::new(SendBudget::new(options.send_bytes_max));
+        #[expect(clippy::cast_precision_loss, reason = "a gauge is a float")]
+        broker.metrics().budget_max[Budget::SendBuffers].set(options.send_bytes_max as f64);
         let inner = Arc::new(Inner {
             broker,
             options,
@@ -174,6 +178,7 @@ impl Server {
             tls,
             admission,
             sessions: Mutex::default(),
+            send_budget,
             stop: CancellationToken::new(),
             cut: CancellationToken::new(),
             idle: Notify::new(),
@@ -191,6 +196,24 @@ impl Server {
         }
         inner.tasks.spawn(Arc::clone(&inner).upkeep());
         Ok(Self { inner })
+    }
+
+    /// Serves until `stop` is ready, and then stops as [`Server::stop`] does. `started` is told the server once it
+    /// listens.
+    ///
+    /// # Errors
+    /// As [`Server::start`]; the broker is not closed then.
+    pub async fn run(
+        broker: Broker,
+        options: Options,
+        started: impl FnOnce(&Self),
+        stop: impl Future<Output = ()>,
+    ) -> Result<(), StartError> {
+        let server = Self::start(broker, options).await?;
+        started(&server);
+        stop.await;
+        server.stop().await;
+        Ok(())
     }
 
     /// The addresses that are really listened on.
@@ -501,7 +524,7 @@ impl Inner {
     }
 
     fn register(&self, number: u64, transport: Transport) -> Arc<Outbox> {
-        let outbox = Arc::new(Outbox::new(Arc::clone(self.broker.metrics()), transport));
+        let outbox = Arc::new(Outbox::new(Arc::clone(self.broker.metrics()), transport, Arc::clone(&self.send_budget)));
         self.sessions.lock().insert(number, Entry { outbox: Arc::clone(&outbox), task: None });
         if self.stop.is_cancelled() {
             // It was let in just before the others were told.
@@ -518,6 +541,8 @@ impl Inner {
                 () = self.stop.cancelled() => return,
                 _ = interval.tick() => {}
             }
+            #[expect(clippy::cast_precision_loss, reason = "a gauge is a float")]
+            self.broker.metrics().budget_used[Budget::SendBuffers].set(self.send_budget.used() as f64);
             if let Some(exporter) = &self.options.exporter {
                 exporter.upkeep();
             }

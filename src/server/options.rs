@@ -36,6 +36,8 @@ pub struct Options {
     pub quic_retry_above: usize,
     /// Bytes on their way to one QUIC peer.
     pub quic_send_bytes_max: usize,
+    /// Bytes that all peers together may leave untaken; beyond it little is begun for each.
+    pub send_bytes_max: usize,
     /// How long a stop may take before what remains is cut.
     pub shutdown_deadline: Duration,
     /// At a stop, clients are told to come back after up to this long, each after another time.
@@ -82,6 +84,7 @@ impl Default for Options {
             handshakes_max: 1_024,
             quic_retry_above: 64,
             quic_send_bytes_max: 256 << 10,
+            send_bytes_max: 256 << 20,
             shutdown_deadline: Duration::from_secs(10),
             reconnect_spread: Duration::from_secs(5),
             certificate: Certificate::Passing,
@@ -114,6 +117,7 @@ impl Options {
             handshakes_max: server.handshakes_max,
             quic_retry_above: server.quic_retry_above,
             quic_send_bytes_max: server.quic_send_bytes_max,
+            send_bytes_max: server.send_bytes_max,
             shutdown_deadline: server.shutdown_deadline,
             reconnect_spread: server.reconnect_spread,
             certificate,

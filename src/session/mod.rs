@@ -13,7 +13,7 @@ use std::time::Instant;
 
 pub(crate) use clocks::{Due, Life};
 pub(crate) use end::End;
-pub(crate) use outbox::Outbox;
+pub(crate) use outbox::{Outbox, SendBudget};
 pub(crate) use service::{Reading, Service, Streams};
 
 use clocks::Clocks;
@@ -321,4 +321,4 @@ pub(crate) fn records_meant(part: &Part) -> u64 {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

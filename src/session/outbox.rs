@@ -14,8 +14,32 @@ use crate::metrics::{Metrics, Transport};
 use crate::protocol::{Fault, Published, RequestId, ServerFrame, frame_into};
 use crate::storage::{Appended, Outcome, Refused};
 
+/// What is begun for a peer while all peers together hold too much, in bytes.
+const PORTION_BYTES_MIN: usize = 1 << 10;
+
 /// An idle session keeps no larger buffer than this.
 const KEPT_BYTES_MAX: usize = 4 << 10;
+
+/// The memory that all peers together may take for what they have not taken yet.
+///
+/// A connection holds some only while its socket takes no more. Beyond the bound nobody is cut off, but what is
+/// begun for a connection is little, so that little is left over when it blocks.
+#[derive(Debug)]
+pub(crate) struct SendBudget {
+    used: AtomicUsize,
+    bytes_max: usize,
+}
+
+impl SendBudget {
+    pub(crate) fn new(bytes_max: usize) -> Self {
+        Self { used: AtomicUsize::new(0), bytes_max }
+    }
+
+    /// How many bytes are held now.
+    pub(crate) fn used(&self) -> usize {
+        self.used.load(Ordering::Relaxed)
+    }
+}
 
 /// A publish without an answer.
 #[derive(Clone, Copy, Debug)]
@@ -39,6 +63,11 @@ pub(crate) struct Outbox {
     reading: AtomicBool,
     kicked: AtomicBool,
     waker: Mutex<Option<Waker>>,
+    /// Whether the task waits for answers to be given, not only for what is to be written.
+    waiting: AtomicBool,
+    /// Bytes that the connection holds because its peer does not take them.
+    held: AtomicUsize,
+    budget: Arc<SendBudget>,
     /// 0, or 1 more than the milliseconds after which to come back: the server shuts down.
     stop: AtomicU32,
     metrics: Arc<Metrics>,
@@ -56,7 +85,7 @@ struct Answers {
 }
 
 impl Outbox {
-    pub(crate) fn new(metrics: Arc<Metrics>, transport: Transport) -> Self {
+    pub(crate) fn new(metrics: Arc<Metrics>, transport: Transport, budget: Arc<SendBudget>) -> Self {
         Self {
             answers: Mutex::default(),
             bytes: AtomicUsize::new(0),
@@ -65,6 +94,9 @@ impl Outbox {
             reading: AtomicBool::new(false),
             kicked: AtomicBool::new(false),
             waker: Mutex::new(None),
+            waiting: AtomicBool::new(false),
+            held: AtomicUsize::new(0),
+            budget,
             stop: AtomicU32::new(0),
             metrics,
             transport,
@@ -180,12 +212,12 @@ impl Outbox {
     /// A request that waited for another thread has been answered.
     pub(crate) fn done(&self, bytes: usize) {
         self.answered_bytes.fetch_add(bytes as u64, Ordering::Relaxed);
-        self.answered.fetch_add(1, Ordering::Release);
+        self.answered.fetch_add(1, Ordering::SeqCst);
     }
 
     /// How many such requests have been answered, and the bytes they held.
     pub(crate) fn answered_so_far(&self) -> (u64, u64) {
-        (self.answered.load(Ordering::Acquire), self.answered_bytes.load(Ordering::Relaxed))
+        (self.answered.load(Ordering::SeqCst), self.answered_bytes.load(Ordering::Relaxed))
     }
 
     /// Notes that a reading thread is about to make an answer, unless one is making one already.
@@ -218,6 +250,29 @@ impl Outbox {
         self.kicked.swap(false, Ordering::SeqCst)
     }
 
+    /// Says whether the task waits for answers to be given: then it has to be woken although they have been written.
+    /// To be followed by another look at what it waits for.
+    pub(crate) fn set_waiting(&self, waiting: bool) {
+        self.waiting.store(waiting, Ordering::SeqCst);
+    }
+
+    /// See [`Outbox::set_waiting`].
+    pub(crate) fn is_waiting(&self) -> bool {
+        self.waiting.load(Ordering::SeqCst)
+    }
+
+    /// Says how many bytes the connection holds because its peer does not take them.
+    pub(crate) fn hold(&self, bytes: usize) {
+        let before = self.held.swap(bytes, Ordering::Relaxed);
+        self.budget.used.fetch_add(bytes, Ordering::Relaxed);
+        self.budget.used.fetch_sub(before, Ordering::Relaxed);
+    }
+
+    /// How much to begin for a peer that takes `bytes` at its best.
+    pub(crate) fn portion(&self, bytes: usize) -> usize {
+        if self.budget.used() < self.budget.bytes_max { bytes } else { bytes.min(PORTION_BYTES_MIN) }
+    }
+
     /// Asks the session to end because the server does.
     pub(crate) fn stop(&self, after: Duration) {
         let after_ms = u32::try_from(after.as_millis()).unwrap_or(u32::MAX - 1);
@@ -229,5 +284,11 @@ impl Outbox {
     pub(crate) fn stopped(&self) -> Option<Duration> {
         let after = self.stop.load(Ordering::SeqCst);
         (after > 0).then(|| Duration::from_millis(u64::from(after - 1)))
+    }
+}
+
+impl Drop for Outbox {
+    fn drop(&mut self) {
+        self.hold(0);
     }
 }

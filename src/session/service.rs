@@ -118,7 +118,7 @@ impl Service {
     pub(crate) fn message(&mut self, message: &[u8], streams: &impl Streams) -> Result<(), End> {
         let mut frames = Frames::new(message, self.session.limits().frame_bytes_max());
         let mut count = 0;
-        while let Some(frame) = frames.next() {
+        for frame in frames.by_ref() {
             self.frame(frame?, streams)?;
             count += 1;
         }

@@ -7,6 +7,7 @@ use std::collections::HashMap;
 use std::future::Future;
 use std::pin::pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll, Wake as TaskWake, Waker};
 
 use bytes::{Bytes, BytesMut};
@@ -37,6 +38,8 @@ pub(crate) struct Rooms {
     outbox: Arc<Outbox>,
     readers: Readers,
     streams: Mutex<HashMap<JoinId, Stream>>,
+    /// Bytes that all streams hold.
+    held: AtomicUsize,
     /// The streams that were blocked and can be written again.
     writable: Arc<Mutex<Vec<JoinId>>>,
 }
@@ -47,6 +50,8 @@ struct Stream {
     /// What quinn has not taken yet, in order: small things copied together, large bodies shared.
     chunks: Vec<Bytes>,
     tail: BytesMut,
+    /// The bytes of the chunks when they were last counted.
+    held: usize,
     paused: bool,
     /// The room has ended: the stream ends behind what is in it.
     last: bool,
@@ -127,7 +132,15 @@ pub(crate) fn write_chunks(
 
 impl Rooms {
     pub(crate) fn new(connection: quinn::Connection, epoch: Epoch, outbox: Arc<Outbox>, readers: Readers) -> Self {
-        Self { connection, epoch, outbox, readers, streams: Mutex::default(), writable: Arc::default() }
+        Self {
+            connection,
+            epoch,
+            outbox,
+            readers,
+            streams: Mutex::default(),
+            held: AtomicUsize::new(0),
+            writable: Arc::default(),
+        }
     }
 
     /// Moves records from the readers to their streams; whether there may be more at once.
@@ -138,7 +151,8 @@ impl Rooms {
         }
         let mut frame = Vec::new();
         let mut touched = Vec::new();
-        let pulled = self.readers.pull(PULL_BYTES, TURN_BYTES, |output| {
+        let (pull_bytes, turn_bytes) = (self.outbox.portion(PULL_BYTES), self.outbox.portion(TURN_BYTES));
+        let pulled = self.readers.pull(pull_bytes, turn_bytes, |output| {
             tally.output(&output, sampled, self.outbox.metrics());
             let left = match output {
                 Output::Left { join, tag: Some(_), .. } => Some(join),
@@ -169,12 +183,15 @@ impl Rooms {
         for join in touched {
             self.write(&mut streams, join, tally);
         }
+        self.outbox.hold(self.held.load(Ordering::Relaxed));
         pulled
     }
 
     fn write(&self, streams: &mut HashMap<JoinId, Stream>, join: JoinId, tally: &mut Tally) {
         let Some(stream) = streams.get_mut(&join) else { return };
-        match stream.write(tally) {
+        let written = stream.write(tally);
+        self.account(stream);
+        match written {
             Ok(true) if stream.last => _ = streams.remove(&join),
             Ok(true) => {
                 if std::mem::take(&mut stream.paused) {
@@ -188,10 +205,20 @@ impl Rooms {
             }
             // The peer wants no more of the room, or is gone.
             Err(_) => {
-                streams.remove(&join);
+                if let Some(mut stream) = streams.remove(&join) {
+                    stream.chunks.clear();
+                    self.account(&mut stream);
+                }
                 let _ = self.readers.leave(join);
             }
         }
+    }
+
+    /// Counts what a stream holds.
+    fn account(&self, stream: &mut Stream) {
+        let held = stream.chunks.iter().map(Bytes::len).sum();
+        self.held.fetch_add(held, Ordering::Relaxed);
+        self.held.fetch_sub(std::mem::replace(&mut stream.held, held), Ordering::Relaxed);
     }
 }
 
@@ -214,13 +241,14 @@ impl Streams for Rooms {
         let mut head = Vec::with_capacity(StreamHead::BYTES_MAX);
         StreamHead { join, room: room.as_str(), epoch: self.epoch }.encode_into(&mut head);
         let tail = BytesMut::from(&head[..]);
-        let stream = Stream { send, chunks: Vec::new(), tail, paused: false, last: false, waker };
+        let stream = Stream { send, chunks: Vec::new(), tail, held: 0, paused: false, last: false, waker };
         self.streams.lock().insert(join, stream);
         Ok(())
     }
 
     fn close(&self, join: JoinId) {
         if let Some(mut stream) = self.streams.lock().remove(&join) {
+            self.held.fetch_sub(stream.held, Ordering::Relaxed);
             let _ = match stream.write(&mut Tally::default()) {
                 Ok(true) => stream.send.finish(),
                 _ => stream.send.reset(VarInt::from_u32(0)),

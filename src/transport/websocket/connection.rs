@@ -100,6 +100,7 @@ impl Connection {
             && let Some(mut out) = self.out.try_lock()
             && !out.blocked
             && out.pump(&self.outbox, 1, |slices| direct.try_write_vectored(slices)) == Pumped::All
+            && !self.outbox.is_waiting()
         {
             return;
         }
@@ -205,12 +206,21 @@ impl Task {
             self.service.read_on();
             if let Some(after) = self.connection.outbox.stopped() {
                 // What was accepted is committed and answered first.
+                self.connection.outbox.set_waiting(true);
                 return match self.service.in_flight().0 {
                     0 => Err(Over::End(End::ShuttingDown { after })),
                     _ => Ok(None),
                 };
             }
-            let reading = self.service.reads_from_peer();
+            let mut reading = self.service.reads_from_peer();
+            if reading == Reading::PausedUntilWoken {
+                // An answer that was given between the first look and this is not told.
+                self.connection.outbox.set_waiting(true);
+                reading = self.service.reads_from_peer();
+            }
+            if reading != Reading::PausedUntilWoken {
+                self.connection.outbox.set_waiting(false);
+            }
             self.service.session().clocks().reading(now, reading == Reading::Goes);
             match reading {
                 Reading::Goes => {}

@@ -182,7 +182,11 @@ impl Out {
             pumped
         });
         tally.flush(outbox.metrics(), outbox.transport());
-        self.blocked = pumped == Pumped::Blocked;
+        let blocked = pumped == Pumped::Blocked;
+        if blocked || self.blocked {
+            outbox.hold(self.rest.as_ref().map_or(0, |rest| rest.bytes - self.written));
+        }
+        self.blocked = blocked;
         pumped
     }
 
@@ -272,7 +276,7 @@ impl Out {
         }
         let Some(readers) = &self.readers else { return false };
         let (metrics, sampled) = (outbox.metrics(), &mut self.sampled);
-        let pulled = readers.pull(WRITE_BYTES, TURN_BYTES, |output| {
+        let pulled = readers.pull(outbox.portion(WRITE_BYTES), TURN_BYTES, |output| {
             tally.output(&output, sampled, metrics);
             add(output, work);
         });
@@ -319,3 +323,6 @@ fn control(out: &mut Vec<u8>, first: u8, payload: &[u8]) {
     out.push(u8::try_from(payload.len()).expect("a control frame has at most 125 bytes"));
     out.extend_from_slice(payload);
 }
+
+#[cfg(test)]
+mod tests;
