@@ -6,6 +6,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use wildmatch::WildMatch;
@@ -144,11 +145,13 @@ impl Keeper {
             tracing::warn!("no journal file could be reserved: {error}");
         }
         let full = matches!(*self.shared.health.lock(), Health::Full(_));
-        let backlog = self.journal_use();
-        let over = backlog.live >= self.shared.options.journal_bytes_max;
+        let over = self.journal_use().live >= self.shared.options.journal_bytes_max;
+        if over != self.shared.behind.swap(over, Ordering::Relaxed) && over {
+            tracing::warn!("the journal has grown to its limit: publishers wait until a volume is built");
+        }
         let free = self.shared.disk.free_bytes().unwrap_or(0);
         let enough = free >= self.shared.options.disk_reserve_bytes;
-        if full && enough && !over {
+        if full && enough {
             tracing::info!("there is space again, publishes are accepted");
             *self.shared.health.lock() = Health::Ok;
             self.shared.metrics.storage_state.set(StorageState::Accepting.number());
@@ -221,6 +224,7 @@ impl Keeper {
         }
         self.shared.catalog.checkpointed(Arc::new(checkpoint), &places);
         self.files.retire(&self.manifest.journal)?;
+        self.shared.behind.store(false, Ordering::Relaxed);
         self.remove_old_checkpoints();
         let unloaded = self.shared.catalog.unload();
         tracing::info!(
@@ -515,6 +519,8 @@ impl Keeper {
         metrics.budget_used[Budget::BlockCache].set(in_use.cache_bytes as f64);
         metrics.budget_used[Budget::OpenVolumes].set(in_use.held_bytes as f64);
         metrics.budget_used[Budget::CommitQueue].set(shared.queue.bytes() as f64);
+        metrics.budget_used[Budget::JournalIndex]
+            .set(shared.indexed.load(Ordering::Relaxed) as f64 * size_of::<Indexed>() as f64);
         metrics.disk_free.set(shared.disk.free_bytes().unwrap_or(0) as f64);
         let (known, loaded) = shared.catalog.counts();
         metrics.rooms.set(known as f64);
@@ -551,9 +557,11 @@ impl Stretch {
     fn drop_places(&self, shared: &Shared, name: &RoomName) {
         let Some(room) = shared.catalog.loaded(name) else { return };
         room.with_state(|state| {
+            let before = state.journal.len();
             while state.journal.front().is_some_and(|indexed| self.holds(indexed.place)) {
                 state.journal.pop_front();
             }
+            shared.indexed.fetch_sub((before - state.journal.len()) as u64, Ordering::Relaxed);
             if state.journal.is_empty() {
                 state.journal.shrink_to_fit();
             }
