@@ -126,7 +126,12 @@ fn welcome(config: &Config, bound: &Bound) {
         lines.push(format!("WebSocket  {ws}://{}", named(address)));
     }
     if let Some(address) = bound.quic {
-        let trust = if secure { "" } else { "   (development certificate: --insecure)" };
+        let directory = config.storage.directory.display();
+        let trust = match (secure, config.storage.durability) {
+            (true, _) => String::new(),
+            (false, Durability::Memory) => "   (passing certificate: --insecure)".to_owned(),
+            (false, _) => format!("   (development certificate: --ca {directory}/dev-cert.pem)"),
+        };
         lines.push(format!("QUIC       quic://{}{trust}", named(address)));
     }
     if let Some(address) = bound.admin {
