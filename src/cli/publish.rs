@@ -20,8 +20,8 @@ const PORTIONS_MAX: usize = 4;
 
 #[derive(Args, Debug)]
 #[command(after_help = "\
-Every line is one payload, byte for byte, without its newline. The last line may lack one. Many are under way at a
-time. A broker that is away is waited for as long as --timeout allows; nothing is lost or doubled by that. Exit code 0
+Every line is one payload, byte for byte, without its newline. The last line may lack one. Many are under way at a \
+time. A broker that is away is waited for as long as --timeout allows; nothing is lost or doubled by that. Exit code 0 \
 means that every line has been acknowledged.
 
 Examples:
