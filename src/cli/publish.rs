@@ -22,7 +22,8 @@ const PORTIONS_MAX: usize = 4;
 #[command(after_help = "\
 Every line is one payload, byte for byte, without its newline. The last line may lack one. Many are under way at a \
 time. A broker that is away is waited for as long as --timeout allows; nothing is lost or doubled by that. Exit code 0 \
-means that every line has been acknowledged.
+means that every line has been acknowledged. In a repeated run, lines that were stored too long ago to be compared \
+count as stored if later ones are found to be the same; --ack needs their offsets and fails.
 
 Examples:
   echo hello | roomlog pub kitchen
