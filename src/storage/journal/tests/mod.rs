@@ -196,7 +196,7 @@ fn a_journal_without_a_manifest_is_not_overwritten() {
 fn a_journal_on_the_file_system_is_found_by_the_next_process() {
     let directory = tempfile::tempdir().expect("a directory");
     let on: Arc<dyn Disk> = Arc::new(RealDisk::new(directory.path().join("data")));
-    let (mut journal, start) = Journal::create(on.clone(), small()).expect("a new journal");
+    let (mut journal, _) = Journal::create(on.clone(), small()).expect("a new journal");
     for _ in 0..30 {
         append(&mut journal, 700).expect("the disk is fine");
         journal.files().reserve().expect("the disk is fine");
@@ -205,7 +205,6 @@ fn a_journal_on_the_file_system_is_found_by_the_next_process() {
     journal.files().retire(&needed).expect("the disk is fine");
     append(&mut journal, 6000).expect("the disk is fine");
     drop(journal);
-    assert!(Journal::recover(on.clone(), small(), &start, &LastStop::Unclean, &mut |_| Ok(())).is_err());
     let mut seen = Vec::new();
     let mut visit = |commit: &crate::storage::commit::Commit<'_>| {
         seen.push(commit.seq.0);
