@@ -194,12 +194,13 @@ impl Task {
         let taken = self.take(&chunk.bytes);
         // What came before an error was accepted.
         self.service.submit();
-        self.service.session().clocks().heard(now, !self.partial.is_empty());
-        Poll::Ready(taken.map_err(Over::End))
+        let completed = !matches!(taken, Ok(0));
+        self.service.session().clocks().heard(now, completed, !self.partial.is_empty());
+        Poll::Ready(taken.map(|_| ()).map_err(Over::End))
     }
 
-    /// Carries out the frames that are complete.
-    fn take(&mut self, bytes: &[u8]) -> Result<(), End> {
+    /// Carries out the frames that are complete; returns how many those were.
+    fn take(&mut self, bytes: &[u8]) -> Result<u64, End> {
         let bytes_max = self.service.session().limits().frame_bytes_max();
         let mut partial = std::mem::take(&mut self.partial);
         let mut rest = if partial.is_empty() {
@@ -216,7 +217,7 @@ impl Task {
         }
         self.outbox.metrics().frames_received[self.outbox.transport()].increment(count);
         self.partial = rest.to_vec();
-        Ok(())
+        Ok(count)
     }
 
     /// Sends the goodbye, and gives the peer time to take it.

@@ -288,9 +288,13 @@ impl Task {
 
     fn take(&mut self, bytes: &[u8], now: Instant) -> Result<(), Over> {
         let Self { connection, service, guard, .. } = self;
+        let mut completed = false;
         let read = guard.read(bytes, |event| {
             match event {
-                Event::Message(message) => service.message(message, &**connection)?,
+                Event::Message(message) => {
+                    completed = true;
+                    service.message(message, &**connection)?;
+                }
                 Event::Ping(payload) => connection.out.lock().pong(payload),
                 Event::Pong => {}
                 Event::Close => return Err(Over::Closed),
@@ -299,7 +303,7 @@ impl Task {
         });
         // What came before an error was accepted.
         service.submit();
-        service.session().clocks().heard(now, guard.within_message());
+        service.session().clocks().heard(now, completed, guard.within_message());
         read
     }
 

@@ -239,10 +239,10 @@ impl Out {
         while *written < work.bytes {
             let mut slices = [IoSlice::new(&[]); SLICES_MAX];
             let count = work.slices(*written, &mut slices);
-            tally.calls += 1;
             match write(&slices[..count]) {
                 Ok(0) => return Pumped::Broken,
                 Ok(taken) => {
+                    tally.calls += 1;
                     *written += taken;
                     self.taken += taken as u64;
                     tally.bytes += taken as u64;
