@@ -124,6 +124,8 @@ pub(crate) struct Inner {
     pub(crate) pool: pool::Pool,
     pub(crate) metrics: Arc<Metrics>,
     sessions: AtomicU64,
+    /// Subscriptions that lag, and some that no longer do.
+    lagging: parking_lot::Mutex<Vec<std::sync::Weak<readers::Reader>>>,
     /// The outgoing queues of [`Broker::publish`].
     own_queues: Arc<publisher::Queues>,
 }
@@ -167,6 +169,7 @@ impl Broker {
             pool: pool::Pool::start(read_threads)?,
             metrics,
             sessions: AtomicU64::new(0),
+            lagging: parking_lot::Mutex::default(),
             own_queues: Arc::default(),
         };
         Ok(Self { inner: Arc::new(inner) })
@@ -194,6 +197,17 @@ impl Broker {
     #[must_use]
     pub fn metrics(&self) -> &Arc<Metrics> {
         &self.inner.metrics
+    }
+
+    /// Brings those gauges up to date that are costly to keep so: call it before the metrics are read.
+    pub fn observe(&self) {
+        let mut greatest = 0;
+        self.inner.lagging.lock().retain(|reader| {
+            let lag = reader.upgrade().and_then(|reader| reader.lag());
+            greatest = greatest.max(lag.unwrap_or(0));
+            lag.is_some()
+        });
+        self.inner.metrics.subscription_lag.set(greatest as f64);
     }
 
     /// A number that no other session of this broker has or had.

@@ -121,7 +121,7 @@ struct Shared {
 }
 
 /// One subscription: a place in a room's log.
-struct Reader {
+pub(super) struct Reader {
     join: JoinId,
     room: Arc<Room>,
     owner: Weak<Shared>,
@@ -484,6 +484,7 @@ impl Reader {
                 }
                 if state.live && !std::mem::replace(&mut state.lagging, true) {
                     shared.broker.metrics_lagging(1);
+                    shared.broker.lagging.lock().push(self.this.clone());
                     out(Output::Lagging(join, position));
                 }
                 state.fetch = Fetch::Asked;
@@ -605,6 +606,14 @@ impl Reader {
             shared.fetch_used();
         }
         shared.broker.metrics_joined(-1);
+    }
+}
+
+impl Reader {
+    /// How far it is behind the head, in offsets; `None` if it does not lag.
+    pub(super) fn lag(&self) -> Option<u64> {
+        let state = self.state.lock();
+        state.lagging.then(|| self.room.facts().head.0.saturating_sub(state.position.0))
     }
 }
 

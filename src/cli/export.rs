@@ -10,7 +10,7 @@ use crate::types::{Offset, RoomName, Start};
 
 #[derive(Args, Debug)]
 #[command(after_help = "\
-Writes every record that is retained when it starts, oldest first, one JSON object a line: room, offset, prev, time,
+Writes every record that is retained when it starts, oldest first, one JSON object a line: room, offset, prev, time, \
 user, publisher, seq, kind, ref and headers where there are any, and payload, or payload_base64 where it is not text.
 
 Examples:

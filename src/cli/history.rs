@@ -17,7 +17,7 @@ const PAGE: u32 = 1000;
 
 #[derive(Args, Debug)]
 #[command(after_help = "\
-OFFSET means the room's present epoch; EPOCH:OFFSET names one, and fails if it has passed. Records are printed
+OFFSET means the room's present epoch; EPOCH:OFFSET names one, and fails if it has passed. Records are printed \
 oldest first, whichever way they are asked for.
 
 Examples:

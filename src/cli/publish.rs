@@ -10,8 +10,8 @@ use tokio::time::{Instant, MissedTickBehavior};
 use super::connection::{self, Connection, shown};
 use super::failure::Failure;
 use super::output::Output;
-use crate::client::{Client, Receipt, State};
-use crate::types::{Limits, NewRecord, PublisherId, RoomName};
+use crate::client::{Client, Error, Published, Receipt, State};
+use crate::types::{Code, Limits, NewRecord, Offset, PublisherId, RoomName};
 
 /// Lines are handed over in portions of about so many bytes.
 const PORTION_BYTES: usize = 64 << 10;
@@ -20,9 +20,10 @@ const PORTIONS_MAX: usize = 4;
 
 #[derive(Args, Debug)]
 #[command(after_help = "\
-Every line is one payload, byte for byte, without its newline. The last line may lack one. Many are under way at a
-time. A broker that is away is waited for as long as --timeout allows; nothing is lost or doubled by that. Exit code 0
-means that every line has been acknowledged.
+Every line is one payload, byte for byte, without its newline. The last line may lack one. Many are under way at a \
+time. A broker that is away is waited for as long as --timeout allows; nothing is lost or doubled by that. Exit code 0 \
+means that every line has been acknowledged. In a repeated run, lines that were stored too long ago to be compared \
+count as stored if later ones are found to be the same; --ack needs their offsets and fails.
 
 Examples:
   echo hello | roomlog pub kitchen
@@ -138,33 +139,75 @@ async fn publish(
     Ok(())
 }
 
+/// Takes the answers in the order of the lines.
 async fn acknowledge(mut receipts: mpsc::Receiver<Receipt>, print: bool) -> Result<(), Failure> {
     let mut output = print.then(Output::new);
-    let mut count = 0_u64;
+    let mut tally = Tally::default();
     while let Some(mut receipt) = receipts.recv().await {
-        let published = tokio::select! {
+        let answer = tokio::select! {
             biased;
-            published = &mut receipt => published,
+            answer = &mut receipt => answer,
             () = std::future::ready(()) => {
                 // It will take a while: show what is there.
                 quietly(&mut output, Output::flush)?;
                 receipt.await
             }
         };
-        let published = published.map_err(|error| {
-            let failure = Failure::from(error);
-            match failure {
-                Failure::Failed(why) => Failure::failed(format_args!("line {} was not stored: {why}", count + 1)),
-                other => other,
-            }
-        })?;
-        count += 1;
-        quietly(&mut output, |output| output.blocking(|out| writeln!(out, "{}", published.first)))?;
+        if let Some(offset) = tally.take(answer, print)? {
+            quietly(&mut output, |output| output.blocking(|out| writeln!(out, "{offset}")))?;
+        }
         if receipts.is_empty() {
             quietly(&mut output, Output::flush)?;
         }
     }
-    quietly(&mut output, Output::flush)
+    quietly(&mut output, Output::flush)?;
+    tally.finish()
+}
+
+/// What became of the lines so far.
+#[derive(Default)]
+struct Tally {
+    acknowledged: u64,
+    /// Lines of an earlier run that the broker has, but can no longer compare.
+    old: u64,
+}
+
+impl Tally {
+    /// The offset of the next line, if the broker knows it.
+    fn take(&mut self, answer: Result<Published, Error>, offsets_needed: bool) -> Result<Option<Offset>, Failure> {
+        let line = self.acknowledged + self.old + 1;
+        match answer {
+            Ok(published) => {
+                self.acknowledged += 1;
+                Ok(Some(published.first))
+            }
+            // A publisher's numbers are stored without a hole: this one is there.
+            Err(error) if error.code() == Some(Code::TooOld) && !offsets_needed => {
+                self.old += 1;
+                Ok(None)
+            }
+            Err(error) if error.code() == Some(Code::TooOld) => Err(Failure::failed(format_args!(
+                "line {line} was stored by an earlier run, too long ago for the broker to know its offset: leave --ack \
+                 away, or begin later with --first-seq"
+            ))),
+            Err(error) => Err(match Failure::from(error) {
+                Failure::Failed(why) => Failure::failed(format_args!("line {line} was not stored: {why}")),
+                other => other,
+            }),
+        }
+    }
+
+    /// Old lines are believed to be these lines only if something behind them was the same, too.
+    fn finish(&self) -> Result<(), Failure> {
+        if self.old > 0 && self.acknowledged == 0 {
+            let old = self.old;
+            return Err(Failure::failed(format_args!(
+                "nothing was stored: this publisher is far beyond these {old} lines, and whether it stored the same ones \
+                 cannot be told any more"
+            )));
+        }
+        Ok(())
+    }
 }
 
 /// Writes, unless nobody reads any more: that does not stop the publishing.
@@ -245,6 +288,41 @@ mod tests {
         let (taken, error) = lines(&input);
         assert_eq!(taken, [b"before"]);
         assert!(error.expect("told").contains("1048576"));
+    }
+
+    fn answer(result: Result<u64, Code>) -> Result<Published, Error> {
+        match result {
+            Ok(offset) => {
+                let (first, last) = (Offset(offset), Offset(offset));
+                let (time, publisher) = (crate::types::Time(1), PublisherId([0; 16]));
+                Ok(Published { first, last, time, duplicate: true, publisher, seq: offset })
+            }
+            Err(code) => Err(Error::Refused {
+                code: code.number(),
+                message: "as the test says".to_owned(),
+                retry: false,
+                retry_after: Duration::ZERO,
+            }),
+        }
+    }
+
+    #[test]
+    fn lines_of_long_ago_count_as_stored_only_if_later_ones_were_the_same() {
+        let mut tally = Tally::default();
+        assert!(matches!(tally.take(answer(Err(Code::TooOld)), false), Ok(None)));
+        assert!(tally.finish().is_err(), "nothing behind it was the same");
+        assert!(matches!(tally.take(answer(Ok(9)), false), Ok(Some(Offset(9)))));
+        assert!(tally.finish().is_ok());
+    }
+
+    #[test]
+    fn a_line_without_an_offset_or_with_another_content_fails_by_its_number() {
+        let mut tally = Tally::default();
+        assert!(tally.take(answer(Ok(1)), true).is_ok());
+        for code in [Code::TooOld, Code::PublisherConflict] {
+            let Err(Failure::Failed(message)) = tally.take(answer(Err(code)), true) else { panic!("no failure") };
+            assert!(message.starts_with("line 2 was"), "{message}");
+        }
     }
 
     #[test]

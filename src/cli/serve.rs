@@ -16,9 +16,9 @@ use crate::server::{Bound, Exporter, Options, Server, broker_options};
 
 #[derive(Args, Debug)]
 #[command(after_help = "\
-Without flags it listens on 127.0.0.1:7400 (WebSocket and QUIC) and 127.0.0.1:7401 (metrics and health), and keeps its
-data in ./roomlog-data. Every key of the configuration file can be set in the environment, as
-ROOMLOG__SERVER__LISTEN=127.0.0.1:7500; flags come last. SIGTERM and SIGINT end it gracefully, with exit code 0; a second
+Without flags it listens on 127.0.0.1:7400 (WebSocket and QUIC) and 127.0.0.1:7401 (metrics and health), and keeps its \
+data in ./roomlog-data. Every key of the configuration file can be set in the environment, as \
+ROOMLOG__SERVER__LISTEN=127.0.0.1:7500; flags come last. SIGTERM and SIGINT end it gracefully, with exit code 0; a second \
 one ends it at once.
 
 Examples:
@@ -126,7 +126,12 @@ fn welcome(config: &Config, bound: &Bound) {
         lines.push(format!("WebSocket  {ws}://{}", named(address)));
     }
     if let Some(address) = bound.quic {
-        let trust = if secure { "" } else { "   (development certificate: --insecure)" };
+        let directory = config.storage.directory.display();
+        let trust = match (secure, config.storage.durability) {
+            (true, _) => String::new(),
+            (false, Durability::Memory) => "   (passing certificate: --insecure)".to_owned(),
+            (false, _) => format!("   (development certificate: --ca {directory}/dev-cert.pem)"),
+        };
         lines.push(format!("QUIC       quic://{}{trust}", named(address)));
     }
     if let Some(address) = bound.admin {
@@ -218,7 +223,7 @@ pub(super) fn default_config() -> Result<(), Failure> {
 /// `roomlog check`
 #[derive(Args, Debug)]
 #[command(after_help = "\
-Verifies every checksum, the order of all records and every chain, in the journal, the volumes, the manifest and the
+Verifies every checksum, the order of all records and every chain, in the journal, the volumes, the manifest and the \
 metadata. One line for each finding: file:position:what. No server may have the directory open. Nothing is repaired.
 Exit codes: 0 intact, 1 damage, 2 could not be checked.
 

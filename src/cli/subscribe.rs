@@ -16,8 +16,8 @@ use crate::types::{Offset, RoomName};
   new            what is published from now on (the default)
   earliest       everything that is retained
   last:N         the newest N records
-  after:OFFSET   what follows a record, in the room's present epoch; after:EPOCH:OFFSET names the epoch, and fails
-                 if it has passed
+  after:OFFSET   what follows a record, in the room's present epoch;
+                 after:EPOCH:OFFSET fails if that epoch has passed
   since:TIME     from a time on, as 2026-01-31T12:00:00Z
 
 Examples:

@@ -43,7 +43,8 @@ pub struct Options {
     pub backoff: Duration,
     /// The longest wait of all. Default: 20 s.
     pub backoff_max: Duration,
-    /// A connection from which nothing comes for so long is given up. Default: 60 s.
+    /// A connection from which nothing comes for so long is given up. Default: 60 s. QUIC, which hears nothing of a
+    /// server that was killed, asks every few seconds and gives up after half of it, 12 s at most.
     pub silence_timeout: Duration,
 }
 

@@ -295,6 +295,7 @@ impl Inner {
             #[expect(clippy::cast_precision_loss, reason = "a gauge is a float")]
             self.broker.metrics().budget_used[Budget::SendBuffers].set(self.send_budget.used() as f64);
             if let Some(exporter) = &self.options.exporter {
+                self.broker.observe();
                 exporter.upkeep();
             }
         }

@@ -53,24 +53,17 @@ async fn readers_before_during_and_after_see_the_same_records_in_order(via: Via,
 async fn joins_at_random_moments_under_load_have_unbroken_chains(via: Via, stride: u64) {
     let world = world(via, stride).await;
     let (lobby, done) = (room("lobby"), Arc::new(AtomicBool::new(false)));
-    let publishers = (0..3).map(|number| {
-        let (done, lobby) = (Arc::clone(&done), lobby.clone());
-        let peer = world.peer();
-        async move {
-            let peer = peer.await;
-            tokio::spawn(async move {
-                let mut count = 0_u32;
-                while !done.load(Ordering::Relaxed) {
-                    peer.publish(&lobby, format!("{number}-{count}").as_bytes()).await.expect("stored");
-                    count += 1;
-                }
-                count
-            })
-        }
-    });
     let mut running = Vec::new();
-    for publisher in publishers {
-        running.push(publisher.await);
+    for number in 0..3 {
+        let (peer, done, lobby) = (world.peer().await, Arc::clone(&done), lobby.clone());
+        running.push(tokio::spawn(async move {
+            let mut count = 0_u32;
+            while !done.load(Ordering::Relaxed) {
+                peer.publish(&lobby, format!("{number}-{count}").as_bytes()).await.expect("stored");
+                count += 1;
+            }
+            count
+        }));
     }
     let reader = world.peer().await;
     for round in 0..15 {

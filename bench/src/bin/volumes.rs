@@ -1,4 +1,4 @@
-//! Builds volumes of generated records and reads them: the figures of `docs/storage-volumes.md`.
+//! Builds volumes of generated records and reads them: the figures of `docs/storage.md`.
 //!
 //! `volumes DIR [MIB] [ROOMS] [random|text]`. Cold figures need the right to empty the page cache (root on Linux).
 

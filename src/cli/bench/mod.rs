@@ -26,12 +26,12 @@ use crate::types::{Limits, RoomName};
 
 #[derive(Args, Debug)]
 #[command(after_help = "\
-Run the server in a process of its own, best on other cores. Publishers have --window publishes under way each; without
---rate they publish as fast as they are answered (saturation), with it the times at which records should be sent are
-fixed beforehand, and delays count from those. Subscribers join before the first record, and each room is followed by
+Run the server in a process of its own, best on other cores. Publishers have --window publishes under way each; without \
+--rate they publish as fast as they are answered (saturation), with it the times at which records should be \
+sent are fixed beforehand, and where the broker is why one is late, its delay counts from that time. Subscribers join before the first record, and each room is followed by \
 all subscribers whose turn it is: with 4 rooms and 8 subscribers, 2 each.
 
-What is printed counts the --duration behind --warmup; losses, duplicates and disorder count everything. The exit code
+What is printed counts the --duration behind --warmup; losses, duplicates and disorder count everything. The exit code \
 is 1 if there were any.
 
 Examples:

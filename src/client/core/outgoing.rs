@@ -157,7 +157,7 @@ impl Outgoing {
             let queued = &mut queue.units[index];
             let unit = queued.unit.as_ref().expect("what is to be sent is not done");
             if let Some(error) = beyond(limits, unit, &room) {
-                let done = queue.refuse(index, error, self.chosen);
+                let done = queue.refuse(index, error, self.chosen, false);
                 subtract(&mut self.pending, done);
                 continue;
             }
@@ -258,7 +258,9 @@ impl Outgoing {
         {
             queue.renew(index);
         } else {
-            done = queue.refuse(index, Error::refused(fault), chosen);
+            // Something is stored under these numbers: they are not free for what follows.
+            let taken = matches!(code, Some(Code::TooOld | Code::PublisherConflict));
+            done = queue.refuse(index, Error::refused(fault), chosen, taken);
         }
         subtract(&mut self.pending, done);
         self.settle(&sent.room);
@@ -345,10 +347,10 @@ impl Queue {
     }
 
     /// Fails one for good; what was sent behind it goes on under a fresh publisher.
-    fn refuse(&mut self, index: usize, error: Error, chosen: bool) -> Pending {
+    fn refuse(&mut self, index: usize, error: Error, chosen: bool, taken: bool) -> Pending {
         let seq = self.units[index].seq;
         let done = finish(&mut self.units[index], Err(error));
-        if let Some(seq) = seq {
+        if let Some(seq) = seq.filter(|_| !taken) {
             if chosen {
                 self.unused_seq = Some(self.unused_seq.map_or(seq, |unused| unused.min(seq)));
             } else if self.units.iter().skip(index + 1).any(|queued| queued.seq.is_some()) {

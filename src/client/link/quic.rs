@@ -22,7 +22,10 @@ pub(crate) const ALPN: &[u8] = b"roomlog/1";
 const STREAM_WINDOW_BYTES: u32 = 256 << 10;
 const CONNECTION_WINDOW_BYTES: u32 = 4 << 20;
 const SEND_WINDOW_BYTES: u64 = 1 << 20;
-const KEEP_ALIVE: Duration = Duration::from_secs(10);
+/// A server that was killed says nothing, and one that was started in its place may be a stranger to us: nobody but
+/// the clock tells that the connection is gone. So it is asked often, three times before it is given up.
+const IDLE_MAX: Duration = Duration::from_secs(12);
+const KEEP_ALIVES: u32 = 3;
 /// How much of a stream is taken in one step.
 const CHUNK_BYTES_MAX: usize = 64 << 10;
 
@@ -38,8 +41,7 @@ impl Connector {
             .map_err(|error| Error::Roots { why: error.to_string() })?;
         let mut transport = TransportConfig::default();
         let rooms = u32::try_from(Limits::CEILINGS.rooms_per_session).expect("a ceiling below 4 billion");
-        let idle = quinn::IdleTimeout::try_from(options.silence_timeout)
-            .map_err(|_| Error::Roots { why: "the silence timeout is too long for QUIC".to_owned() })?;
+        let idle = (options.silence_timeout / 2).min(IDLE_MAX);
         transport
             .max_concurrent_bidi_streams(VarInt::from_u32(0))
             .max_concurrent_uni_streams(VarInt::from_u32(rooms))
@@ -47,8 +49,8 @@ impl Connector {
             .receive_window(VarInt::from_u32(CONNECTION_WINDOW_BYTES))
             .send_window(SEND_WINDOW_BYTES)
             .datagram_receive_buffer_size(None)
-            .max_idle_timeout(Some(idle))
-            .keep_alive_interval(Some(KEEP_ALIVE));
+            .max_idle_timeout(Some(idle.try_into().expect("some seconds are a QUIC integer of milliseconds")))
+            .keep_alive_interval(Some(idle / (KEEP_ALIVES + 1)));
         let mut config = ClientConfig::new(Arc::new(tls));
         config.transport_config(Arc::new(transport));
         Ok(Self { address, config })

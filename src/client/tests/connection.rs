@@ -183,6 +183,21 @@ async fn a_silent_server_is_given_up() {
 }
 
 #[tokio::test]
+async fn over_quic_a_server_that_was_killed_is_given_up() {
+    let peer = Peer::quic();
+    let quick = Options { silence_timeout: Duration::from_secs(1), ..options() };
+    let client = Client::open(&peer.url(), quick).expect("a client");
+    let (_conn, _) = peer.welcome().await;
+    wait_for(&client, "the welcome", |state| matches!(state, State::Connected { .. })).await;
+    let Peer::Quic { endpoint, .. } = &peer else { panic!("made as QUIC") };
+    // From now on it neither hears nor can be heard where it was.
+    let elsewhere = std::net::UdpSocket::bind("127.0.0.1:0").expect("a free port");
+    endpoint.rebind(elsewhere).expect("bound");
+    let state = wait_for(&client, "the end", |state| matches!(state, State::Waiting { .. })).await;
+    assert!(matches!(state, State::Waiting { why: Error::Disconnected { .. }, .. }), "{state:?}");
+}
+
+#[tokio::test]
 async fn over_quic_only_a_trusted_certificate_will_do() {
     let peer = Peer::quic();
     let Peer::Quic { certificate, .. } = &peer else { panic!("made as QUIC") };

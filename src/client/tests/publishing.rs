@@ -171,6 +171,27 @@ async fn a_chosen_publisher_is_never_exchanged_and_numbers_on_where_it_was_refus
 }
 
 #[tokio::test]
+async fn a_chosen_publisher_numbers_on_behind_what_an_earlier_run_has_stored() {
+    let peer = Peer::web_socket().await;
+    let chosen = Options { publisher: Some(PublisherId([3; 16])), ..options() };
+    let client = Client::open(&peer.url(), chosen).expect("a client");
+    let log = room("log");
+    let (mut conn, _) = peer.welcome().await;
+    for (seq, code) in [(1, Code::TooOld), (2, Code::PublisherConflict)] {
+        let receipt = enqueue(&client, &log, "repeated").await;
+        let (request, seen) = publish(&mut conn).await;
+        assert_eq!(seen.seq, seq);
+        refuse(&mut conn, request, code).await;
+        assert_eq!(answer(receipt).await.expect_err("refused").code(), Some(code));
+    }
+    let receipt = enqueue(&client, &log, "new").await;
+    let (request, seen) = publish(&mut conn).await;
+    assert_eq!(seen.seq, 3);
+    acknowledge(&mut conn, request, 1, false).await;
+    assert!(answer(receipt).await.is_ok());
+}
+
+#[tokio::test]
 async fn a_forgotten_publisher_leaves_what_was_sent_before_in_doubt_and_the_rest_goes_on() {
     let peer = Peer::web_socket().await;
     let client = open(&peer);

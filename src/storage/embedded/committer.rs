@@ -7,7 +7,7 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
@@ -25,6 +25,9 @@ use crate::types::{Code, Offset, Time};
 
 /// Up to this many followers and publishers are served on this very thread: waking another one costs more.
 const TARGETS_IN_PLACE_MAX: usize = 16;
+
+/// How long the committer waits before it looks whether the journal has become shorter.
+const BEHIND_PERIOD: Duration = Duration::from_millis(20);
 
 /// What a batch in a tail takes beyond its body, about, in bytes.
 const TAIL_BATCH_OVERHEAD_BYTES: usize = 192;
@@ -102,12 +105,24 @@ impl Committer {
     pub(crate) fn run(mut self) -> Journal {
         self.shared.queue.set_committer(std::thread::current());
         loop {
+            if self.must_wait() {
+                std::thread::park_timeout(BEHIND_PERIOD);
+                continue;
+            }
             match self.step() {
                 Step::Answered => {}
                 Step::Idle => self.shared.queue.wait(),
                 Step::Closed => return self.journal,
             }
         }
+    }
+
+    /// Whether commits have to wait until the keeper has made room in the journal. What cannot be stored anyway
+    /// is refused at once.
+    fn must_wait(&self) -> bool {
+        self.shared.behind.load(Ordering::Relaxed)
+            && !self.shared.queue.is_closed()
+            && *self.shared.health.lock() == Health::Ok
     }
 
     /// Commits and answers all that waits.
@@ -276,7 +291,7 @@ impl Committer {
     fn make_durable(&mut self, floors: &[Rise], now: Time, begun: Instant) -> Result<(), String> {
         let rooms = &mut self.rooms[..self.rooms_used];
         self.unit.begin(now);
-        let mut records = 0;
+        let (mut records, mut batches) = (0, 0);
         for commit in &mut *rooms {
             commit.finish_batch();
             if commit.is_new {
@@ -285,6 +300,7 @@ impl Committer {
             for batch in &mut commit.batches {
                 batch.span = Some(self.unit.batch(commit.id.0, batch.prev, &batch.body));
                 records += u64::from(batch.header.count);
+                batches += 1;
             }
         }
         for rise in floors {
@@ -326,6 +342,7 @@ impl Committer {
                 state.facts = facts;
             });
         }
+        self.shared.indexed.fetch_add(batches, Ordering::Relaxed);
         for rise in floors {
             rise.room.rise(&rise.floor);
             metrics.retention_records.increment(rise.floor.records);

@@ -6,6 +6,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use wildmatch::WildMatch;
@@ -24,7 +25,7 @@ use crate::storage::marks::Durability;
 use crate::storage::options::Retention;
 use crate::storage::publishers::Publishers;
 use crate::storage::room::{Facts, RoomId};
-use crate::storage::volume::{Input, VolumeError, VolumeId, VolumeInfo, build, delete, reread};
+use crate::storage::volume::{Input, VolumeError, VolumeId, VolumeInfo, build_compressed, delete, reread};
 use crate::types::{Offset, RoomName, Time};
 
 /// How often the keeper looks around when nobody asks.
@@ -144,11 +145,13 @@ impl Keeper {
             tracing::warn!("no journal file could be reserved: {error}");
         }
         let full = matches!(*self.shared.health.lock(), Health::Full(_));
-        let backlog = self.journal_use();
-        let over = backlog.live >= self.shared.options.journal_bytes_max;
+        let over = self.journal_use().live >= self.shared.options.journal_bytes_max;
+        if over != self.shared.behind.swap(over, Ordering::Relaxed) && over {
+            tracing::warn!("the journal has grown to its limit: publishers wait until a volume is built");
+        }
         let free = self.shared.disk.free_bytes().unwrap_or(0);
         let enough = free >= self.shared.options.disk_reserve_bytes;
-        if full && enough && !over {
+        if full && enough {
             tracing::info!("there is space again, publishes are accepted");
             *self.shared.health.lock() = Health::Ok;
             self.shared.metrics.storage_state.set(StorageState::Accepting.number());
@@ -201,7 +204,7 @@ impl Keeper {
         });
         let floor = |room| floors.get(&room).copied().unwrap_or_default();
         let commits = (first_seq.0, stretch.last.seq.0);
-        let built = build(&*self.shared.disk, &*self.shared.store, id, commits, input, floor)?;
+        let built = self.build_volume(id, commits, input, floor)?;
 
         let (checkpoint, places) = self.checkpoint(&rooms)?;
         let mut manifest = self.manifest.clone();
@@ -221,6 +224,7 @@ impl Keeper {
         }
         self.shared.catalog.checkpointed(Arc::new(checkpoint), &places);
         self.files.retire(&self.manifest.journal)?;
+        self.shared.behind.store(false, Ordering::Relaxed);
         self.remove_old_checkpoints();
         let unloaded = self.shared.catalog.unload();
         tracing::info!(
@@ -372,6 +376,17 @@ impl Keeper {
         Ok(self.shared.volumes.live_of(info.id, floor)?)
     }
 
+    fn build_volume(
+        &self,
+        id: VolumeId,
+        commits: (u64, u64),
+        input: impl IntoIterator<Item = Result<Input, VolumeError>>,
+        floor: impl FnMut(u64) -> Offset,
+    ) -> Result<Option<VolumeInfo>, KeepError> {
+        let Shared { disk, store, options, .. } = &*self.shared;
+        Ok(build_compressed(&**disk, &**store, id, commits, options.compression, input, floor)?)
+    }
+
     /// The number of the next volume, with nothing left of an attempt to build it.
     fn next_volume(&self) -> Result<VolumeId, KeepError> {
         let id = VolumeId(self.manifest.next_volume);
@@ -393,7 +408,7 @@ impl Keeper {
         let id = self.next_volume()?;
         let input = reread(&self.shared.volumes, chosen, floor)?;
         let commits = (first.commit_first, last.commit_last);
-        let built = build(&*self.shared.disk, &*self.shared.store, id, commits, input, floor)?;
+        let built = self.build_volume(id, commits, input, floor)?;
         let mut manifest = self.manifest.clone();
         manifest.next_volume += 1;
         manifest.volumes.retain(|volume| !chosen.contains(&VolumeId(volume.id)));
@@ -504,6 +519,8 @@ impl Keeper {
         metrics.budget_used[Budget::BlockCache].set(in_use.cache_bytes as f64);
         metrics.budget_used[Budget::OpenVolumes].set(in_use.held_bytes as f64);
         metrics.budget_used[Budget::CommitQueue].set(shared.queue.bytes() as f64);
+        metrics.budget_used[Budget::JournalIndex]
+            .set(shared.indexed.load(Ordering::Relaxed) as f64 * size_of::<Indexed>() as f64);
         metrics.disk_free.set(shared.disk.free_bytes().unwrap_or(0) as f64);
         let (known, loaded) = shared.catalog.counts();
         metrics.rooms.set(known as f64);
@@ -540,9 +557,11 @@ impl Stretch {
     fn drop_places(&self, shared: &Shared, name: &RoomName) {
         let Some(room) = shared.catalog.loaded(name) else { return };
         room.with_state(|state| {
+            let before = state.journal.len();
             while state.journal.front().is_some_and(|indexed| self.holds(indexed.place)) {
                 state.journal.pop_front();
             }
+            shared.indexed.fetch_sub((before - state.journal.len()) as u64, Ordering::Relaxed);
             if state.journal.is_empty() {
                 state.journal.shrink_to_fit();
             }

@@ -71,9 +71,13 @@ pub(crate) struct Shared {
     health: Mutex<Health>,
     /// Whether the directory may be another's by now.
     closed: AtomicBool,
+    /// Whether the journal has grown to its limit: commits wait for the keeper, and so do publishers.
+    behind: AtomicBool,
     /// The last durable commit.
     committed: Mutex<Committed>,
     committed_changed: Condvar,
+    /// Batches in the journal indexes of all rooms.
+    indexed: AtomicU64,
     /// The commit being made, as a number; equal to the last durable one while none is.
     making: AtomicU64,
     /// How far the clock has been pushed ahead of the system's, for tests of retention, in microseconds.

@@ -75,7 +75,7 @@ pub(super) fn assemble(
     };
     let journal_options = JournalOptions { free_bytes_min: options.disk_reserve_bytes, ..JournalOptions::default() };
     let run = RunMark::now(options.durability);
-    let mut restored = Restored { catalog: Catalog::new(), by_id: HashMap::new(), memory, next_room: 1 };
+    let mut restored = Restored { catalog: Catalog::new(), by_id: HashMap::new(), memory, next_room: 1, indexed: 0 };
     let volumes = Volumes::new(
         Arc::clone(&disk),
         Arc::clone(&store),
@@ -148,7 +148,7 @@ pub(super) fn assemble(
         }
     };
     run.write(&*disk)?;
-    let Restored { catalog, next_room, .. } = restored;
+    let Restored { catalog, next_room, indexed, .. } = restored;
     let end = journal.end();
     for (budget, bytes) in [
         (Budget::Tails, options.tails_bytes_max),
@@ -171,8 +171,10 @@ pub(super) fn assemble(
         volumes,
         health: Mutex::new(Health::Ok),
         closed: AtomicBool::new(false),
+        behind: AtomicBool::new(false),
         committed: Mutex::new(Committed { seq: end.seq, file: end.file, end: end.position }),
         committed_changed: Condvar::new(),
+        indexed: AtomicU64::new(indexed),
         making: AtomicU64::new(end.seq.0),
         clock_ahead_us: AtomicU64::new(0),
         keeper: Mutex::default(),
@@ -229,6 +231,8 @@ struct Restored {
     by_id: HashMap<RoomId, RoomName>,
     memory: Memory,
     next_room: u64,
+    /// Batches in the journal.
+    indexed: u64,
 }
 
 impl Restored {
@@ -260,6 +264,7 @@ impl Restored {
                 Entry::Batch { room, prev, body, span } => {
                     let room = self.room(RoomId(room), rooms).map_err(|error| damaged(&error))?;
                     self.batch(&room, prev, body, commit.place, span).map_err(|error| damaged(&error))?;
+                    self.indexed += 1;
                 }
             }
         }
