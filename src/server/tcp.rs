@@ -185,7 +185,8 @@ impl Inner {
             let Ok(upgraded) = upgrade.await else { return };
             let Some((socket, early)) = socket(upgraded.into_inner().into_inner()) else { return };
             let broker = registered.inner.broker.clone();
-            Connection::serve(socket, early, broker, number, outbox).await;
+            let send_bytes_max = registered.inner.options.websocket_send_bytes_max;
+            Connection::serve(socket, early, broker, number, outbox, send_bytes_max).await;
         });
         if let Some(entry) = self.sessions.lock().get_mut(&number) {
             entry.task = Some(task.abort_handle());

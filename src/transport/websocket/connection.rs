@@ -71,8 +71,16 @@ pub(crate) struct Connection {
 }
 
 impl Connection {
-    /// Serves a session until it is over. `early` is what was read behind the request for the upgrade.
-    pub(crate) async fn serve(socket: Socket, early: Bytes, broker: Broker, number: u64, outbox: Arc<Outbox>) {
+    /// Serves a session until it is over. `early` is what was read behind the request for the upgrade, and
+    /// `send_bytes_max` what may be begun for the peer.
+    pub(crate) async fn serve(
+        socket: Socket,
+        early: Bytes,
+        broker: Broker,
+        number: u64,
+        outbox: Arc<Outbox>,
+        send_bytes_max: usize,
+    ) {
         let now = Instant::now();
         let (half, direct) = match socket {
             Socket::Plain(stream) => {
@@ -81,7 +89,8 @@ impl Connection {
             }
             Socket::Tls(stream) => (Half::Tls(stream), None),
         };
-        let connection = Arc::new(Self { out: Mutex::default(), outbox: Arc::clone(&outbox), direct });
+        let connection =
+            Arc::new(Self { out: Mutex::new(Out::new(send_bytes_max)), outbox: Arc::clone(&outbox), direct });
         let wake = Arc::clone(&connection) as Arc<dyn Wake>;
         connection.out.lock().readers = Some(broker.readers(number, wake));
         let reply = Arc::clone(&connection) as Arc<dyn Reply>;
