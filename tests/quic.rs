@@ -350,3 +350,20 @@ async fn a_connection_that_says_nothing_is_ended() {
     assert_eq!(closed(&half).await, 102);
     host.session(|_| {}).await.publish("tea", b"served on").await;
 }
+
+#[tokio::test]
+async fn anything_beside_the_stream_of_requests_is_a_bad_frame() {
+    let host = Host::new().await;
+    let session = host.session(|_| {}).await;
+    let (mut send, _recv) = in_time(session.connection.open_bi()).await.expect("it can be tried");
+    send.write_all(b"x").await.expect("it is sent");
+    assert_eq!(closed(&session.connection).await, 600);
+    let session = host.session(|_| {}).await;
+    let mut send = in_time(session.connection.open_uni()).await.expect("it can be tried");
+    send.write_all(b"x").await.expect("it is sent");
+    assert_eq!(closed(&session.connection).await, 600);
+    let session = host.session(|_| {}).await;
+    session.connection.send_datagram(bytes::Bytes::from_static(b"x")).expect("it can be tried");
+    assert_eq!(closed(&session.connection).await, 600);
+    host.session(|_| {}).await.publish("tea", b"served on").await;
+}

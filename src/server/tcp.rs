@@ -75,7 +75,8 @@ impl Inner {
 
     /// The next connection; `None` when the server stops.
     async fn accept(&self, listener: &TcpListener) -> Option<(TcpStream, SocketAddr)> {
-        const PAUSE: Duration = Duration::from_millis(50);
+        const PAUSE_MAX: Duration = Duration::from_secs(1);
+        let mut pause = Duration::from_millis(20);
         loop {
             let accepted = tokio::select! {
                 biased;
@@ -90,7 +91,8 @@ impl Inner {
                     // Most likely out of descriptors: some may be free in a moment, and nothing is gained by asking
                     // at once.
                     tracing::warn!("a connection cannot be accepted: {error}");
-                    tokio::time::sleep(PAUSE).await;
+                    tokio::time::sleep(pause).await;
+                    pause = (pause * 2).min(PAUSE_MAX);
                 }
             }
         }

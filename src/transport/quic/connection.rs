@@ -52,8 +52,23 @@ pub(crate) async fn serve(connection: quinn::Connection, broker: Broker, number:
     let answers = Vec::new();
     let (partial, sampled) = (Vec::new(), Sampled::new());
     let mut task = Task { send, recv, answers, partial, rooms, service, outbox, timer, sampled };
-    let over = std::future::poll_fn(|cx| task.poll(cx)).await;
+    let over = tokio::select! {
+        biased;
+        over = std::future::poll_fn(|cx| task.poll(cx)) => over,
+        what = anything_else(&connection) => Over::End(End::BadFrame(format!("{what} beside the stream of requests"))),
+    };
     task.finish(&connection, over).await;
+}
+
+/// What a client has sent beside its stream of requests, which it must not.
+async fn anything_else(connection: &quinn::Connection) -> &'static str {
+    tokio::select! {
+        Ok(_) = connection.accept_bi() => "a stream",
+        Ok(_) = connection.accept_uni() => "a stream",
+        Ok(_) = connection.read_datagram() => "a datagram",
+        // The connection is gone, which the task finds out by itself.
+        else => std::future::pending().await,
+    }
 }
 
 /// What the committer and the reading threads know of a connection. Only its own task writes.
