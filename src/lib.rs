@@ -76,3 +76,8 @@ pub mod storage;
 #[cfg(feature = "server")]
 mod transport;
 pub mod types;
+
+/// The examples of the README are compiled and run, too.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;
