@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use roomlog::protocol::{ClientFrame, Credit, Hello, HelloBody, Join, JoinId, Leave, ServerFrame, StartAt, Want};
 use roomlog::types::{Code, Epoch, Offset, Position, PublisherId, Start};
 
-use crate::raw::{Incoming, Raw, Session, frame, hello, hello_with, join, publish, server, ws_frame, ws_head};
+use crate::raw::{Incoming, Raw, Session, UPGRADE, frame, hello, hello_with, join, publish, server, ws_frame, ws_head};
 
 fn address(server: &roomlog::server::Server) -> SocketAddr {
     server.bound().listen.expect("it listens")
@@ -305,6 +305,18 @@ async fn a_message_may_come_byte_by_byte_and_in_fragments_with_pings_between() {
     assert_eq!(session.raw.next().await, Incoming::Pong(b"are you there".to_vec()));
     session.next(|frame| assert!(matches!(frame, ServerFrame::Published(_)), "{frame:?}")).await;
     assert_eq!(Session::open(victim.address()).await.replay(1, "tea").await, [b"fragmented"]);
+}
+
+#[tokio::test]
+async fn frames_right_behind_the_request_for_the_upgrade_are_not_lost() {
+    let victim = Victim::new().await;
+    let message = [hello(), publish(1, "tea", PublisherId([1; 16]), 1, &[b"early"])].concat();
+    let bytes = [format!("{UPGRADE}\r\n").into_bytes(), ws_frame(0x82, &message)].concat();
+    let mut stream = tokio::net::TcpStream::connect(victim.address()).await.expect("it listens");
+    tokio::io::AsyncWriteExt::write_all(&mut stream, &bytes).await.expect("the server reads");
+    let mut reader = Session::open(victim.address()).await;
+    reader.send(&join(1, 1, "tea", Start::Earliest)).await;
+    while !reader.next(|frame| matches!(frame, ServerFrame::Delivery(_))).await {}
 }
 
 #[tokio::test]

@@ -357,6 +357,7 @@ async fn operators_see_metrics_health_and_what_it_is() {
     assert_eq!(info["epoch"], server.broker().epoch().0);
     assert_eq!(info["version"], env!("CARGO_PKG_VERSION"));
     assert_eq!(status(admin, &get("/nothing")).await, 404);
+    assert_eq!(status(admin, &get("/info").replace("localhost", "evil.example.org")).await, 403);
     assert_eq!(status(admin, &get("/info").replace("GET", "DELETE")).await, 405);
     server.broker().close().await;
     assert_eq!(status(admin, &get("/health/ready")).await, 503);

@@ -8,7 +8,7 @@ use quinn::crypto::rustls::QuicClientConfig;
 use quinn::{ClientConfig, Connection, ConnectionError, Endpoint, RecvStream, SendStream, TransportConfig, VarInt};
 use roomlog::protocol::{ClientFrame, Fault, Goodbye, HelloBody, JoinId, Leave, ServerFrame, StreamHead, split_frame};
 use roomlog::server::{Certificate, Server};
-use roomlog::types::{Code, PublisherId, Start};
+use roomlog::types::{Code, Limits, PublisherId, Start};
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
 
@@ -22,9 +22,17 @@ struct Host {
 
 impl Host {
     async fn new() -> Self {
+        Self::with(|_| {}).await
+    }
+
+    async fn with(change: impl FnOnce(&mut Limits)) -> Self {
         let directory = tempfile::tempdir().expect("a directory");
         let certificate = Certificate::Development(directory.path().to_owned());
-        let (server, _) = server(|_, options| options.certificate = certificate).await;
+        let (server, _) = server(|limits, options| {
+            options.certificate = certificate;
+            change(limits);
+        })
+        .await;
         Self { server, directory }
     }
 
@@ -329,4 +337,33 @@ async fn a_stopping_server_answers_what_it_accepted_and_says_when_to_come_back()
         .await;
     assert_eq!(closed(&session.connection).await, 302);
     tokio::time::timeout(Duration::from_secs(8), stopping).await.expect("it stops in time").expect("it stops");
+}
+
+#[tokio::test]
+async fn a_connection_that_says_nothing_is_ended() {
+    let host = Host::with(|limits| limits.handshake_timeout = Duration::from_millis(300)).await;
+    let silent = host.connect("roomlog/1", |_| {}).await.expect("the handshake is in order");
+    assert_eq!(closed(&silent).await, 102);
+    let half = host.connect("roomlog/1", |_| {}).await.expect("the handshake is in order");
+    let (mut send, _recv) = half.open_bi().await.expect("one stream is allowed");
+    send.write_all(&hello()[..4]).await.expect("it is sent");
+    assert_eq!(closed(&half).await, 102);
+    host.session(|_| {}).await.publish("tea", b"served on").await;
+}
+
+#[tokio::test]
+async fn anything_beside_the_stream_of_requests_is_a_bad_frame() {
+    let host = Host::new().await;
+    let session = host.session(|_| {}).await;
+    let (mut send, _recv) = in_time(session.connection.open_bi()).await.expect("it can be tried");
+    send.write_all(b"x").await.expect("it is sent");
+    assert_eq!(closed(&session.connection).await, 600);
+    let session = host.session(|_| {}).await;
+    let mut send = in_time(session.connection.open_uni()).await.expect("it can be tried");
+    send.write_all(b"x").await.expect("it is sent");
+    assert_eq!(closed(&session.connection).await, 600);
+    let session = host.session(|_| {}).await;
+    session.connection.send_datagram(bytes::Bytes::from_static(b"x")).expect("it can be tried");
+    assert_eq!(closed(&session.connection).await, 600);
+    host.session(|_| {}).await.publish("tea", b"served on").await;
 }

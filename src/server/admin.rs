@@ -9,7 +9,7 @@ use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
 use serde_json::json;
 
 use super::Inner;
-use super::http::{Answer, not_allowed, plain, set};
+use super::http::{Answer, FOREIGN_HOST, not_allowed, own_host, plain, set};
 use crate::metrics::{BUCKETS, Metrics};
 use crate::storage::{Durability, Health};
 
@@ -59,6 +59,11 @@ impl std::fmt::Debug for Exporter {
 pub(super) fn answer<B>(request: &Request<B>, inner: &Inner) -> Answer {
     if !matches!(*request.method(), Method::GET | Method::HEAD) {
         return not_allowed();
+    }
+    // On loopback only a browser would name another host, and only for a page that is none of ours.
+    let on_loopback = inner.bound.admin.is_some_and(|address| address.ip().to_canonical().is_loopback());
+    if on_loopback && own_host(request.headers(), &inner.options.allowed_hosts).is_none() {
+        return plain(StatusCode::FORBIDDEN, FOREIGN_HOST);
     }
     match request.uri().path() {
         "/metrics" => match &inner.options.exporter {

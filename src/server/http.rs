@@ -16,6 +16,10 @@ const PATH: &str = "/v1/ws";
 /// The sub-protocol.
 const PROTOCOL: &str = "roomlog.v1";
 
+/// What is said to a request that is meant for another host.
+pub(super) const FOREIGN_HOST: &str =
+    "Host must be given once, and be a loopback address, localhost, or a name in allowed_hosts.\n";
+
 pub(super) type Answer = Response<Full<Bytes>>;
 
 /// What a request is.
@@ -32,8 +36,7 @@ pub(super) fn judge<B>(request: &Request<B>, options: &Options, tls: bool) -> As
     let refuse = |status, text: &str, why| Asked::Answer(plain(status, text), Some(why));
     let headers = request.headers();
     let Some(host) = own_host(headers, &options.allowed_hosts) else {
-        let text = "Host must be given once, and be a loopback address, localhost, or a name in allowed_hosts.\n";
-        return refuse(StatusCode::FORBIDDEN, text, Refusal::Host);
+        return refuse(StatusCode::FORBIDDEN, FOREIGN_HOST, Refusal::Host);
     };
     if !origin_allowed(headers, host, &options.allowed_origins, tls) {
         return refuse(StatusCode::FORBIDDEN, "This Origin is not in allowed_origins.\n", Refusal::Origin);
@@ -117,7 +120,7 @@ fn lists(headers: &HeaderMap, name: HeaderName, word: &str) -> bool {
 
 /// The `Host`, if the request is really meant for us: a page elsewhere cannot make a browser send another one, even
 /// when the name it was loaded from now leads here.
-fn own_host<'a>(headers: &'a HeaderMap, allowed: &[String]) -> Option<&'a str> {
+pub(super) fn own_host<'a>(headers: &'a HeaderMap, allowed: &[String]) -> Option<&'a str> {
     let host = only(headers, header::HOST)?;
     let (name, port) = match host.strip_prefix('[') {
         Some(rest) => rest.split_once(']')?,

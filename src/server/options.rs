@@ -34,6 +34,8 @@ pub struct Options {
     pub handshakes_max: usize,
     /// QUIC handshakes in progress above which a peer must first prove its address.
     pub quic_retry_above: usize,
+    /// Bytes begun for one WebSocket peer, beyond what its socket holds; the last batch may exceed it.
+    pub websocket_send_bytes_max: usize,
     /// Bytes on their way to one QUIC peer.
     pub quic_send_bytes_max: usize,
     /// Bytes that all peers together may leave untaken; beyond it little is begun for each.
@@ -83,6 +85,7 @@ impl Default for Options {
             connections_per_address_max: 1_000,
             handshakes_max: 1_024,
             quic_retry_above: 64,
+            websocket_send_bytes_max: 64 << 10,
             quic_send_bytes_max: 256 << 10,
             send_bytes_max: 256 << 20,
             shutdown_deadline: Duration::from_secs(10),
@@ -116,6 +119,7 @@ impl Options {
             connections_per_address_max: server.connections_per_address_max,
             handshakes_max: server.handshakes_max,
             quic_retry_above: server.quic_retry_above,
+            websocket_send_bytes_max: server.websocket_send_bytes_max,
             quic_send_bytes_max: server.quic_send_bytes_max,
             send_bytes_max: server.send_bytes_max,
             shutdown_deadline: server.shutdown_deadline,

@@ -51,9 +51,12 @@ impl Clocks {
         self.welcomed = true;
     }
 
-    /// Anything has come from the peer; `within_message` says whether a message is under way.
-    pub(crate) fn heard(&mut self, now: Instant, within_message: bool) {
+    /// Anything has come from the peer: whether it completed a message, and whether another one is under way now.
+    pub(crate) fn heard(&mut self, now: Instant, completed: bool, within_message: bool) {
         self.heard = now;
+        if completed {
+            self.message = None;
+        }
         match within_message {
             true => _ = self.message.get_or_insert(now),
             false => self.message = None,
@@ -181,7 +184,7 @@ mod tests {
         let (start, limits) = (Instant::now(), limits());
         let mut clocks = Clocks::new(Life::Session, start);
         clocks.welcomed();
-        clocks.heard(start + 30 * SECOND, false);
+        clocks.heard(start + 30 * SECOND, false, false);
         assert_eq!(clocks.tick(start + 54 * SECOND, &limits), Due::Nothing);
         assert_eq!(clocks.tick(start + 90 * SECOND, &limits), Due::End(End::Idle(60 * SECOND)));
     }
@@ -206,7 +209,7 @@ mod tests {
         let (start, limits) = (Instant::now(), limits());
         let mut clocks = Clocks::new(Life::Session, start);
         clocks.welcomed();
-        clocks.heard(start, true);
+        clocks.heard(start, false, true);
         clocks.reading(start + SECOND, false);
         assert_eq!(clocks.deadline(&limits), None);
         assert_eq!(clocks.tick(start + 300 * SECOND, &limits), Due::Nothing);
@@ -221,9 +224,20 @@ mod tests {
         let mut clocks = Clocks::new(Life::Transport, start);
         clocks.welcomed();
         for second in 0..60 {
-            clocks.heard(start + second * SECOND, true);
+            clocks.heard(start + second * SECOND, false, true);
             assert_eq!(clocks.tick(start + second * SECOND, &limits), Due::Nothing);
         }
         assert_eq!(clocks.tick(start + 60 * SECOND, &limits), Due::End(End::SlowMessage(60 * SECOND)));
+    }
+
+    #[test]
+    fn a_busy_peer_whose_reads_end_within_messages_is_not_slow() {
+        let (start, limits) = (Instant::now(), limits());
+        let mut clocks = Clocks::new(Life::Session, start);
+        clocks.welcomed();
+        for second in 0..300 {
+            clocks.heard(start + second * SECOND, true, true);
+            assert_eq!(clocks.tick(start + second * SECOND, &limits), Due::Nothing);
+        }
     }
 }

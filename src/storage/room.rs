@@ -253,3 +253,45 @@ impl fmt::Debug for Room {
         f.debug_struct("Room").field("name", &self.name).field("facts", &state.facts).finish_non_exhaustive()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Leaves the room as soon as it is told, and brings another one.
+    struct Fickle {
+        room: Arc<Room>,
+        me: Mutex<Option<FollowId>>,
+        told: Mutex<u32>,
+        next: Mutex<Option<Arc<Fickle>>>,
+    }
+
+    impl Follow for Fickle {
+        fn advanced(&self, _targets: Targets) {
+            *self.told.lock() += 1;
+            if let Some(me) = self.me.lock().take() {
+                self.room.unfollow(me);
+            }
+            if let Some(next) = self.next.lock().take() {
+                *next.me.lock() = Some(self.room.follow(Arc::clone(&next) as Arc<dyn Follow>));
+            }
+        }
+    }
+
+    #[test]
+    fn a_follower_may_leave_the_room_and_bring_others_while_it_is_told() {
+        let room = Arc::new(Room::new(RoomName::new("tea").expect("a name")));
+        let fickle = |next| {
+            let (me, told, next) = (Mutex::new(None), Mutex::new(0), Mutex::new(next));
+            Arc::new(Fickle { room: Arc::clone(&room), me, told, next })
+        };
+        let second = fickle(None);
+        let first = fickle(Some(Arc::clone(&second)));
+        *first.me.lock() = Some(room.follow(Arc::clone(&first) as Arc<dyn Follow>));
+        for expected in [(1, 0), (1, 1), (1, 1)] {
+            room.notify(Targets::Few);
+            assert_eq!((*first.told.lock(), *second.told.lock()), expected);
+        }
+        assert_eq!(room.followers(), 0);
+    }
+}

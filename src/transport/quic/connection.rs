@@ -52,8 +52,23 @@ pub(crate) async fn serve(connection: quinn::Connection, broker: Broker, number:
     let answers = Vec::new();
     let (partial, sampled) = (Vec::new(), Sampled::new());
     let mut task = Task { send, recv, answers, partial, rooms, service, outbox, timer, sampled };
-    let over = std::future::poll_fn(|cx| task.poll(cx)).await;
+    let over = tokio::select! {
+        biased;
+        over = std::future::poll_fn(|cx| task.poll(cx)) => over,
+        what = anything_else(&connection) => Over::End(End::BadFrame(format!("{what} beside the stream of requests"))),
+    };
     task.finish(&connection, over).await;
+}
+
+/// What a client has sent beside its stream of requests, which it must not.
+async fn anything_else(connection: &quinn::Connection) -> &'static str {
+    tokio::select! {
+        Ok(_) = connection.accept_bi() => "a stream",
+        Ok(_) = connection.accept_uni() => "a stream",
+        Ok(_) = connection.read_datagram() => "a datagram",
+        // The connection is gone, which the task finds out by itself.
+        else => std::future::pending().await,
+    }
 }
 
 /// What the committer and the reading threads know of a connection. Only its own task writes.
@@ -194,12 +209,13 @@ impl Task {
         let taken = self.take(&chunk.bytes);
         // What came before an error was accepted.
         self.service.submit();
-        self.service.session().clocks().heard(now, !self.partial.is_empty());
-        Poll::Ready(taken.map_err(Over::End))
+        let completed = !matches!(taken, Ok(0));
+        self.service.session().clocks().heard(now, completed, !self.partial.is_empty());
+        Poll::Ready(taken.map(|_| ()).map_err(Over::End))
     }
 
-    /// Carries out the frames that are complete.
-    fn take(&mut self, bytes: &[u8]) -> Result<(), End> {
+    /// Carries out the frames that are complete; returns how many those were.
+    fn take(&mut self, bytes: &[u8]) -> Result<u64, End> {
         let bytes_max = self.service.session().limits().frame_bytes_max();
         let mut partial = std::mem::take(&mut self.partial);
         let mut rest = if partial.is_empty() {
@@ -216,7 +232,7 @@ impl Task {
         }
         self.outbox.metrics().frames_received[self.outbox.transport()].increment(count);
         self.partial = rest.to_vec();
-        Ok(())
+        Ok(count)
     }
 
     /// Sends the goodbye, and gives the peer time to take it.

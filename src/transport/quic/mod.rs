@@ -25,6 +25,9 @@ const INCOMING_BYTES_MAX_IN_ALL: u64 = 16 << 20;
 const STREAM_RECEIVE_BYTES: u32 = 256 << 10;
 const RECEIVE_BYTES: u32 = 512 << 10;
 
+/// Room for the one datagram that ends a connection, in bytes.
+const DATAGRAM_BYTES: usize = 2 << 10;
+
 /// Buffers of the socket, in bytes: all connections share it, and a burst that finds it full is lost.
 const SOCKET_BYTES: usize = 4 << 20;
 
@@ -49,13 +52,13 @@ pub(crate) fn config(identity: &Identity, limits: &Limits, send_bytes_max: usize
     let crypto = QuicServerConfig::try_from(identity.quic()?).map_err(|_| TlsError::NoInitialSuite)?;
     let mut transport = TransportConfig::default();
     transport
-        // The client opens one stream and no other.
-        .max_concurrent_bidi_streams(VarInt::from_u32(1))
-        .max_concurrent_uni_streams(VarInt::from_u32(0))
+        // The client opens one stream and no other; what is one too many has to be seen to be told.
+        .max_concurrent_bidi_streams(VarInt::from_u32(2))
+        .max_concurrent_uni_streams(VarInt::from_u32(1))
         .stream_receive_window(VarInt::from_u32(STREAM_RECEIVE_BYTES))
         .receive_window(VarInt::from_u32(RECEIVE_BYTES))
         .send_window(send_bytes_max as u64)
-        .datagram_receive_buffer_size(None)
+        .datagram_receive_buffer_size(Some(DATAGRAM_BYTES))
         .max_idle_timeout(Some(idle(limits.idle_timeout)))
         .keep_alive_interval(Some(limits.ping_interval));
     let mut config = ServerConfig::with_crypto(Arc::new(crypto));

@@ -71,8 +71,16 @@ pub(crate) struct Connection {
 }
 
 impl Connection {
-    /// Serves a session until it is over. `early` is what was read behind the request for the upgrade.
-    pub(crate) async fn serve(socket: Socket, early: Bytes, broker: Broker, number: u64, outbox: Arc<Outbox>) {
+    /// Serves a session until it is over. `early` is what was read behind the request for the upgrade, and
+    /// `send_bytes_max` what may be begun for the peer.
+    pub(crate) async fn serve(
+        socket: Socket,
+        early: Bytes,
+        broker: Broker,
+        number: u64,
+        outbox: Arc<Outbox>,
+        send_bytes_max: usize,
+    ) {
         let now = Instant::now();
         let (half, direct) = match socket {
             Socket::Plain(stream) => {
@@ -81,7 +89,8 @@ impl Connection {
             }
             Socket::Tls(stream) => (Half::Tls(stream), None),
         };
-        let connection = Arc::new(Self { out: Mutex::default(), outbox: Arc::clone(&outbox), direct });
+        let connection =
+            Arc::new(Self { out: Mutex::new(Out::new(send_bytes_max)), outbox: Arc::clone(&outbox), direct });
         let wake = Arc::clone(&connection) as Arc<dyn Wake>;
         connection.out.lock().readers = Some(broker.readers(number, wake));
         let reply = Arc::clone(&connection) as Arc<dyn Reply>;
@@ -288,9 +297,13 @@ impl Task {
 
     fn take(&mut self, bytes: &[u8], now: Instant) -> Result<(), Over> {
         let Self { connection, service, guard, .. } = self;
+        let mut completed = false;
         let read = guard.read(bytes, |event| {
             match event {
-                Event::Message(message) => service.message(message, &**connection)?,
+                Event::Message(message) => {
+                    completed = true;
+                    service.message(message, &**connection)?;
+                }
                 Event::Ping(payload) => connection.out.lock().pong(payload),
                 Event::Pong => {}
                 Event::Close => return Err(Over::Closed),
@@ -299,7 +312,7 @@ impl Task {
         });
         // What came before an error was accepted.
         service.submit();
-        service.session().clocks().heard(now, guard.within_message());
+        service.session().clocks().heard(now, completed, guard.within_message());
         read
     }
 

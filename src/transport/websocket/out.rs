@@ -14,11 +14,6 @@ use crate::metrics::Sampled;
 use crate::session::Outbox;
 use crate::transport::encode::{self, Tally};
 
-/// What is pulled from the readers for one write, in bytes.
-///
-/// The last body may exceed it, and a body has up to 64 KiB: this much and one body is what a stalled peer holds.
-const WRITE_BYTES: usize = 32 << 10;
-
 /// One room's turn while others wait, in bytes.
 const TURN_BYTES: usize = 16 << 10;
 
@@ -137,9 +132,17 @@ pub(crate) struct Out {
     /// Bytes that the socket has taken, ever.
     pub(crate) taken: u64,
     sampled: Sampled,
+    /// What is pulled from the readers for one write, in bytes. The last body may exceed it.
+    write_bytes: usize,
 }
 
 impl Out {
+    /// The writing side of a session that has joined nothing; `send_bytes_max` is what may be begun for its peer.
+    pub(crate) fn new(send_bytes_max: usize) -> Self {
+        // A body has up to 64 KiB, but most have much less: half leaves room for the last one.
+        Self { write_bytes: (send_bytes_max / 2).max(1), ..Self::default() }
+    }
+
     /// Queues a pong. One that waits already is replaced: a peer that floods pings costs one pong at a time.
     pub(crate) fn pong(&mut self, payload: &[u8]) {
         self.control.clear();
@@ -239,10 +242,10 @@ impl Out {
         while *written < work.bytes {
             let mut slices = [IoSlice::new(&[]); SLICES_MAX];
             let count = work.slices(*written, &mut slices);
-            tally.calls += 1;
             match write(&slices[..count]) {
                 Ok(0) => return Pumped::Broken,
                 Ok(taken) => {
+                    tally.calls += 1;
                     *written += taken;
                     self.taken += taken as u64;
                     tally.bytes += taken as u64;
@@ -276,7 +279,7 @@ impl Out {
         }
         let Some(readers) = &self.readers else { return false };
         let (metrics, sampled) = (outbox.metrics(), &mut self.sampled);
-        let pulled = readers.pull(outbox.portion(WRITE_BYTES), TURN_BYTES, |output| {
+        let pulled = readers.pull(outbox.portion(self.write_bytes), TURN_BYTES, |output| {
             tally.output(&output, sampled, metrics);
             add(output, work);
         });

@@ -98,7 +98,7 @@ async fn joined(lengths: &[usize]) -> (Broker, Out) {
     }
     let readers = broker.readers(1, Arc::new(Nobody));
     readers.join(JoinId(5), 1, &room, Start::Earliest, None).expect("it is joined");
-    (broker, Out { readers: Some(readers), ..Out::default() })
+    (broker, Out { readers: Some(readers), ..Out::new(64 << 10) })
 }
 
 #[tokio::test]
@@ -176,7 +176,7 @@ async fn a_stalled_peer_holds_no_more_than_was_begun() {
 
 #[test]
 fn a_close_goes_behind_the_answers_and_nothing_behind_it() {
-    let (mut out, outbox) = (Out::default(), outbox());
+    let (mut out, outbox) = (Out::new(64 << 10), outbox());
     outbox.push(&ServerFrame::Ok(7));
     out.close(Some(4302), "the server shuts down");
     let mut script = Script::new([]);
@@ -189,17 +189,17 @@ fn a_close_goes_behind_the_answers_and_nothing_behind_it() {
 
 #[test]
 fn a_broken_socket_is_told() {
-    let (mut out, outbox) = (Out::default(), outbox());
+    let (mut out, outbox) = (Out::new(64 << 10), outbox());
     outbox.push(&ServerFrame::Ok(7));
     assert_eq!(out.pump(&outbox, 8, |_| Err(ErrorKind::BrokenPipe.into())), Pumped::Broken);
-    let (mut out, outbox) = (Out::default(), self::outbox());
+    let (mut out, outbox) = (Out::new(64 << 10), self::outbox());
     outbox.push(&ServerFrame::Ok(7));
     assert_eq!(out.pump(&outbox, 8, |_| Ok(0)), Pumped::Broken);
 }
 
 #[test]
 fn a_long_reason_is_cut_between_characters() {
-    let (mut out, outbox) = (Out::default(), outbox());
+    let (mut out, outbox) = (Out::new(64 << 10), outbox());
     out.close(Some(4600), &"ü".repeat(100));
     let mut script = Script::new([]);
     assert_eq!(out.pump(&outbox, 1, |slices| script.write(slices)), Pumped::All);

@@ -1,0 +1,80 @@
+//! UDP: QUIC connections that are let in.
+
+use std::sync::Arc;
+
+use super::admission::Permit;
+use super::{Inner, Registered};
+use crate::metrics::{Refusal, Transport};
+use crate::transport::quic;
+
+impl Inner {
+    pub(super) async fn accept_quic(self: Arc<Self>, endpoint: quinn::Endpoint) {
+        loop {
+            let incoming = tokio::select! {
+                biased;
+                () = self.stop.cancelled() => break,
+                incoming = endpoint.accept() => incoming,
+            };
+            let Some(incoming) = incoming else { break };
+            let busy = self.admission.handshakes() >= self.options.quic_retry_above;
+            if busy && !incoming.remote_address_validated() && incoming.may_retry() {
+                // Whoever really is there comes again, with a proof of it; nothing is kept of others.
+                let _ = incoming.retry();
+                continue;
+            }
+            let Some(permit) = self.admission.enter(Transport::Quic, incoming.remote_address().ip()) else {
+                incoming.refuse();
+                continue;
+            };
+            let inner = Arc::clone(&self);
+            self.tasks.spawn(async move {
+                let cut = inner.cut.clone();
+                tokio::select! {
+                    biased;
+                    () = cut.cancelled() => {}
+                    () = inner.quic(incoming, permit) => {}
+                }
+            });
+        }
+        // New connections are refused; those there are end one by one.
+        endpoint.set_server_config(None);
+        self.cut_or_done().await;
+        endpoint.close(quinn::VarInt::from_u32(0), b"");
+        endpoint.wait_idle().await;
+    }
+
+    /// One QUIC connection, until it is over or has become a session.
+    async fn quic(self: Arc<Self>, incoming: quinn::Incoming, mut permit: Permit) {
+        let timeout = self.broker.limits().handshake_timeout;
+        let refused = |why| self.broker.metrics().connections_refused[why].increment(1);
+        let connection = match incoming.accept() {
+            Ok(connecting) => match tokio::time::timeout(timeout, connecting).await {
+                Ok(Ok(connection)) => connection,
+                Ok(Err(_)) => return refused(Refusal::Handshake),
+                Err(_) => return refused(Refusal::Timeout),
+            },
+            Err(_) => return refused(Refusal::Handshake),
+        };
+        permit.shaken();
+        let number = self.broker.new_session();
+        let outbox = self.register(number, Transport::Quic);
+        let inner = Arc::clone(&self);
+        let task = self.tasks.spawn(async move {
+            let registered = Registered { inner, number };
+            let _permit = permit;
+            let broker = registered.inner.broker.clone();
+            quic::serve(connection, broker, number, outbox).await;
+        });
+        if let Some(entry) = self.sessions.lock().get_mut(&number) {
+            entry.task = Some(task.abort_handle());
+        }
+    }
+
+    /// Waits until there is no session any more, or what remains is cut.
+    async fn cut_or_done(&self) {
+        tokio::select! {
+            () = self.cut.cancelled() => {}
+            () = self.idle.notified() => {}
+        }
+    }
+}
