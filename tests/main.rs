@@ -8,6 +8,8 @@ mod connections;
 #[cfg(feature = "server")]
 mod defaults;
 mod policy;
+#[cfg(feature = "cli")]
+mod processes;
 #[cfg(feature = "server")]
 mod quic;
 #[cfg(feature = "server")]
