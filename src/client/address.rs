@@ -3,6 +3,7 @@
 use std::fmt;
 
 use super::Error;
+use crate::protocol::WEBSOCKET_PATH;
 
 /// How to reach a broker.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -75,10 +76,10 @@ impl Address {
             },
         };
         let path = match (scheme, path) {
-            (_, "" | "/") => "/v1/ws".to_owned(),
+            (_, "" | "/") => WEBSOCKET_PATH.to_owned(),
             (Scheme::Quic, _) => return Err(fault("a path has no meaning with QUIC")),
             (_, path) if path.starts_with('/') => path.to_owned(),
-            (_, query) => format!("/v1/ws{query}"),
+            (_, query) => format!("{WEBSOCKET_PATH}{query}"),
         };
         Ok(Self { scheme, host: host.to_owned(), port, path })
     }

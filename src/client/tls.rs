@@ -14,7 +14,7 @@ use super::{Error, Options};
 pub(crate) fn config(options: &Options, alpn: &[u8]) -> Result<ClientConfig, Error> {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let builder = ClientConfig::builder_with_provider(Arc::clone(&provider));
-    let builder = if alpn == super::link::QUIC_ALPN {
+    let builder = if alpn == crate::protocol::ALPN {
         builder.with_protocol_versions(&[&rustls::version::TLS13])
     } else {
         builder.with_safe_default_protocol_versions()

@@ -4,7 +4,7 @@ use bincode::de::BorrowDecoder;
 use bincode::error::DecodeError;
 use bincode::{BorrowDecode, Encode};
 
-use super::frame::{JoinId, RequestId};
+use super::number::{JoinId, RequestId};
 use super::wire::{WireError, decode_head, decode_with_lists, encode_into, list};
 use crate::types::{Code, Epoch, GapReason, Limits, Offset, RoomName, SessionId, Time};
 

@@ -7,7 +7,7 @@ use bincode::de::BorrowDecoder;
 use bincode::error::DecodeError;
 use bincode::{BorrowDecode, Encode};
 
-use super::frame::{JoinId, Number, RequestId};
+use super::number::{JoinId, Number, RequestId};
 use super::wire::{WireError, decode, decode_with_lists, encode_into, list};
 use crate::types::{Epoch, Offset, Position, Time};
 

@@ -8,6 +8,7 @@ mod batch;
 mod close;
 mod frame;
 mod later;
+mod number;
 mod request;
 #[cfg(test)]
 mod tests;
@@ -21,11 +22,12 @@ pub use batch::{
     BATCH_BYTES_MAX, BATCH_VERSION, Batch, BatchBuilder, BatchHeader, RecordArea, Records, Run, RunHeader, Runs,
 };
 pub use close::Close;
-pub use frame::{ClientFrame, JoinId, MAGIC, Number, RequestId, ServerFrame, VERSION};
+pub use frame::{ClientFrame, ServerFrame};
 pub use later::{
     Cursor, CursorGet, CursorMoved, CursorSet, Cursors, Later, Member, Members, PresenceDiff, PresenceGet, PresenceSet,
     PresenceSnapshot, Refresh, RefreshRequired, RoomDelete, RoomSet, RoomSettings, Signal, SignalPush, SignalStopped,
 };
+pub use number::{ALPN, JoinId, MAGIC, Number, RequestId, SUB_PROTOCOL, VERSION, WEBSOCKET_PATH};
 pub use request::{
     Credit, Hello, HelloBody, History, HistoryAt, Join, Leave, MembersWanted, Ping, Publish, Resume, Rooms, StartAt,
     Summary, Unsupported, Want,

@@ -5,7 +5,7 @@ use bincode::error::DecodeError;
 use bincode::{BorrowDecode, Encode};
 
 use super::batch::RecordArea;
-use super::frame::{JoinId, MAGIC, Number, RequestId, VERSION};
+use super::number::{JoinId, MAGIC, Number, RequestId, VERSION};
 use super::wire::{WireError, decode, decode_with_lists, encode_into, list};
 use crate::types::{Limits, Offset, Position, PublisherId, Start, Time};
 

@@ -9,12 +9,7 @@ use hyper::{Method, Request, Response, StatusCode, Version};
 
 use super::Options;
 use crate::metrics::Refusal;
-
-/// The path of the WebSocket.
-const PATH: &str = "/v1/ws";
-
-/// The sub-protocol.
-const PROTOCOL: &str = "roomlog.v1";
+use crate::protocol::{SUB_PROTOCOL, WEBSOCKET_PATH};
 
 /// What is said to a request that is meant for another host.
 pub(super) const FOREIGN_HOST: &str =
@@ -42,7 +37,7 @@ pub(super) fn judge<B>(request: &Request<B>, options: &Options, tls: bool) -> As
         return refuse(StatusCode::FORBIDDEN, "This Origin is not in allowed_origins.\n", Refusal::Origin);
     }
     match request.uri().path() {
-        PATH => match upgrade_fault(request) {
+        WEBSOCKET_PATH => match upgrade_fault(request) {
             None => Asked::Upgrade,
             Some(answer) => Asked::Answer(answer, Some(Refusal::Handshake)),
         },
@@ -56,7 +51,7 @@ pub(super) fn judge<B>(request: &Request<B>, options: &Options, tls: bool) -> As
 
 /// Names the sub-protocol in the answer to an upgrade.
 pub(super) fn name_protocol<B>(response: &mut Response<B>) {
-    response.headers_mut().insert(header::SEC_WEBSOCKET_PROTOCOL, HeaderValue::from_static(PROTOCOL));
+    response.headers_mut().insert(header::SEC_WEBSOCKET_PROTOCOL, HeaderValue::from_static(SUB_PROTOCOL));
 }
 
 /// An answer in plain text.
@@ -170,7 +165,7 @@ fn upgrade_fault<B>(request: &Request<B>) -> Option<Answer> {
     if !only(headers, header::SEC_WEBSOCKET_KEY).is_some_and(is_key) {
         return Some(plain(StatusCode::BAD_REQUEST, "Sec-WebSocket-Key must be 16 bytes in base64, once.\n"));
     }
-    if !lists(headers, header::SEC_WEBSOCKET_PROTOCOL, PROTOCOL) {
+    if !lists(headers, header::SEC_WEBSOCKET_PROTOCOL, SUB_PROTOCOL) {
         return Some(plain(StatusCode::BAD_REQUEST, "Sec-WebSocket-Protocol must offer roomlog.v1.\n"));
     }
     None

@@ -86,7 +86,7 @@ impl Identity {
     /// For the UDP listener: our own protocol, TLS 1.3, nothing before the handshake is over.
     pub(crate) fn quic(&self) -> Result<ServerConfig, TlsError> {
         let mut config = self.config(&[&version::TLS13])?;
-        config.alpn_protocols = vec![b"roomlog/1".to_vec()];
+        config.alpn_protocols = vec![crate::protocol::ALPN.to_vec()];
         // A publish in early data could be replayed by anyone who has seen it.
         config.max_early_data_size = 0;
         Ok(config)

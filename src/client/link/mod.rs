@@ -11,8 +11,6 @@ use super::{Error, Options};
 use crate::protocol::JoinId;
 use crate::types::{Epoch, Limits};
 
-pub(crate) use quic::ALPN as QUIC_ALPN;
-
 /// The longest frame that is taken from a server, with its prefix.
 pub(crate) const FRAME_BYTES_MAX: usize = Limits::CEILINGS.frame_bytes;
 

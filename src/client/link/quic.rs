@@ -14,10 +14,9 @@ use tokio::task::JoinSet;
 use super::{CloseCode, End, FRAME_BYTES_MAX, Inbox, RoomStream};
 use crate::client::address::Address;
 use crate::client::{Error, Options, tls};
-use crate::protocol::{FrameError, StreamHead, split_frame};
+use crate::protocol::{ALPN, FrameError, StreamHead, split_frame};
 use crate::types::Limits;
 
-pub(crate) const ALPN: &[u8] = b"roomlog/1";
 /// What one room may have under way before we have read it; the application's pace is a matter of credit.
 const STREAM_WINDOW_BYTES: u32 = 256 << 10;
 const CONNECTION_WINDOW_BYTES: u32 = 4 << 20;

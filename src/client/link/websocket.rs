@@ -24,8 +24,8 @@ use tokio_rustls::client::TlsStream;
 use super::{CloseCode, End, FRAME_BYTES_MAX, Inbox};
 use crate::client::address::{Address, Scheme};
 use crate::client::{Error, Options, tls};
+use crate::protocol::SUB_PROTOCOL;
 
-const SUB_PROTOCOL: &str = "roomlog.v1";
 /// Of one message, fragments together: some frames of the greatest length.
 const MESSAGE_BYTES_MAX: usize = 2 * FRAME_BYTES_MAX;
 /// Of one message; more are a game with our patience.
