@@ -10,6 +10,8 @@ mod defaults;
 #[cfg(feature = "server")]
 mod handover;
 mod policy;
+#[cfg(feature = "cli")]
+mod processes;
 #[cfg(feature = "server")]
 mod quic;
 #[cfg(feature = "server")]

@@ -141,7 +141,7 @@ impl Server {
         let endpoint = match (options.quic_listen, &identity) {
             (Some(address), Some(identity)) => {
                 let config = quic::config(identity, broker.limits(), options.quic_send_bytes_max)?;
-                Some(quic::listen(address, config).map_err(|source| StartError::Listen { address, source })?)
+                Some(quic::listen(address, identity, config).map_err(|source| StartError::Listen { address, source })?)
             }
             _ => None,
         };

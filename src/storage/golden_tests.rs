@@ -19,10 +19,15 @@ const FLOOR: Floor = Floor {
     bytes: 5_000_000,
 };
 
-/// The bytes of a file in `tests/golden/storage-v1`: hex, `zeros N`, and comments behind `#`.
-fn golden(name: &str) -> Vec<u8> {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/storage-v1").join(name);
-    let text = std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+/// The bytes of a file in `tests/golden/storage-v1`.
+macro_rules! golden {
+    ($name:literal) => {
+        bytes_of(include_str!(concat!("../../tests/golden/storage-v1/", $name)))
+    };
+}
+
+/// Hex, `zeros N`, and comments behind `#`.
+fn bytes_of(text: &str) -> Vec<u8> {
     let mut bytes = Vec::new();
     for line in text.lines() {
         let mut words = line.split('#').next().unwrap_or_default().split_whitespace();
@@ -52,12 +57,12 @@ fn place(disk: &FaultyDisk, name: &str, bytes: &[u8]) {
 #[test]
 fn the_header_of_a_journal_file_is_the_golden_one() {
     let header = FileHeader { id: JournalFileId(3), salt: SALT, bytes: 1 << 20 };
-    assert_eq!(header.encode()[..], golden("journal-file-header.hex"));
+    assert_eq!(header.encode()[..], golden!("journal-file-header.hex"));
 }
 
 #[test]
 fn a_commit_is_the_golden_one() {
-    let golden = golden("commit-unit.hex");
+    let golden = golden!("commit-unit.hex");
     let mut commit = CommitBuilder::new();
     commit.begin(Time(1_700_000_000_000_000));
     commit.room(7, &RoomName::new("général").expect("a good name"));
@@ -80,7 +85,7 @@ fn a_commit_is_the_golden_one() {
 
 #[test]
 fn a_manifest_is_the_golden_one() {
-    let golden = golden("manifest.hex");
+    let golden = golden!("manifest.hex");
     let journal = JournalStart { file: JournalFileId(3), file_first_seq: CommitSeq(40), seq: CommitSeq(42) };
     let volume = |id, first, last, records, bytes| VolumeEntry {
         id,
@@ -113,11 +118,11 @@ fn the_marks_are_the_golden_ones() {
     let disk = FaultyDisk::new(1);
     clean.write(&disk).expect("the disk is fine");
     run.write(&disk).expect("the disk is fine");
-    assert_eq!(content(&disk, CLEAN_MARK_NAME), golden("clean-mark.hex"));
-    assert_eq!(content(&disk, RUN_MARK_NAME), golden("run-mark.hex"));
+    assert_eq!(content(&disk, CLEAN_MARK_NAME), golden!("clean-mark.hex"));
+    assert_eq!(content(&disk, RUN_MARK_NAME), golden!("run-mark.hex"));
     let disk = FaultyDisk::new(1);
-    place(&disk, CLEAN_MARK_NAME, &golden("clean-mark.hex"));
-    place(&disk, RUN_MARK_NAME, &golden("run-mark.hex"));
+    place(&disk, CLEAN_MARK_NAME, &golden!("clean-mark.hex"));
+    place(&disk, RUN_MARK_NAME, &golden!("run-mark.hex"));
     assert_eq!(CleanMark::read(&disk).expect("it is whole"), Some(clean));
     assert_eq!(RunMark::read(&disk).expect("it is whole"), Some(run));
 }

@@ -6,6 +6,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::sync::Arc;
 
+use ring::hmac;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::{ServerConfig, version};
@@ -89,6 +90,12 @@ impl Identity {
         // A publish in early data could be replayed by anyone who has seen it.
         config.max_early_data_size = 0;
         Ok(config)
+    }
+
+    /// A secret for one purpose, the same as long as the private key is.
+    pub(crate) fn secret(&self, purpose: &str) -> [u8; 32] {
+        let key = hmac::Key::new(hmac::HMAC_SHA256, self.key.secret_der());
+        *hmac::sign(&key, purpose.as_bytes()).as_ref().first_chunk().expect("SHA-256 has 32 bytes")
     }
 
     fn config(&self, versions: &[&'static rustls::SupportedProtocolVersion]) -> Result<ServerConfig, TlsError> {

@@ -2,7 +2,7 @@
 
 mod joining;
 mod keeping;
-mod world;
+pub(crate) mod world;
 
 /// Runs each scenario in each world.
 macro_rules! scenarios {

@@ -146,6 +146,9 @@ fn mend(disk: &dyn Disk, scan: &mut Scan, last_stop: &LastStop) -> Result<(), St
             }
         }
     }
+    // A file may be reserved here whose name is not durable: the sync of the directory failed, and the broker was
+    // closed since.
+    sync_directory(disk)?;
     if matches!(last_stop, LastStop::Clean(_)) {
         return Ok(());
     }
@@ -163,7 +166,7 @@ fn mend(disk: &dyn Disk, scan: &mut Scan, last_stop: &LastStop) -> Result<(), St
         let path = file.open.path();
         file.open.file.sync_data().map_err(StorageError::io(&path, "sync"))?;
     }
-    sync_directory(disk)
+    Ok(())
 }
 
 /// Opens the files that are no longer needed, as far as they are worth keeping.

@@ -9,7 +9,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use quinn::crypto::rustls::QuicServerConfig;
-use quinn::{Endpoint, EndpointConfig, IdleTimeout, ServerConfig, TokioRuntime, TransportConfig, VarInt};
+use quinn::{
+    ConnectionId, ConnectionIdGenerator, Endpoint, EndpointConfig, IdleTimeout, ServerConfig, TokioRuntime,
+    TransportConfig, VarInt,
+};
+use ring::hmac;
 
 pub(crate) use connection::serve;
 
@@ -27,24 +31,59 @@ const RECEIVE_BYTES: u32 = 512 << 10;
 
 /// Room for the one datagram that ends a connection, in bytes.
 const DATAGRAM_BYTES: usize = 2 << 10;
+/// The time between two answers to packets of unknown connections: thousands of clients learn soon that the server was
+/// restarted, and whoever sends nonsense gets no flood of answers.
+const RESET_INTERVAL: Duration = Duration::from_millis(1);
+
+const CONNECTION_ID_BYTES: usize = 8;
 
 /// Buffers of the socket, in bytes: all connections share it, and a burst that finds it full is lost.
 const SOCKET_BYTES: usize = 4 << 20;
 
-/// Listens for QUIC. `send_bytes_max` is what one peer may leave unacknowledged.
+/// Listens for QUIC.
 ///
 /// # Errors
 /// When the address cannot be listened on.
-pub(crate) fn listen(address: SocketAddr, config: ServerConfig) -> io::Result<Endpoint> {
+pub(crate) fn listen(address: SocketAddr, identity: &Identity, config: ServerConfig) -> io::Result<Endpoint> {
     let socket = UdpSocket::bind(address)?;
     let tuned = socket2::SockRef::from(&socket);
     // The system may allow less; that costs speed under bursts and nothing else.
     let _ = tuned.set_recv_buffer_size(SOCKET_BYTES);
     let _ = tuned.set_send_buffer_size(SOCKET_BYTES);
-    Endpoint::new(EndpointConfig::default(), Some(config), socket, Arc::new(TokioRuntime))
+    let endpoint = endpoint_config(identity, socket.local_addr()?);
+    Endpoint::new(endpoint, Some(config), socket, Arc::new(TokioRuntime))
 }
 
-/// The configuration of the listener.
+/// A server that was killed and is back at its address resets the connections of before at their first packet:
+/// otherwise clients would find out by silence alone, a minute later. What makes a reset believable comes of its key
+/// and its address, so that no other server can be made to tell it.
+fn endpoint_config(identity: &Identity, address: SocketAddr) -> EndpointConfig {
+    let secret = identity.secret(&format!("roomlog QUIC resets at {address}"));
+    let mut config = EndpointConfig::new(Arc::new(hmac::Key::new(hmac::HMAC_SHA256, &secret)));
+    config.cid_generator(|| Box::new(RandomIds)).min_reset_interval(RESET_INTERVAL);
+    config
+}
+
+/// Connection ids in which nothing can be recognized: any of them may be one of a server that was killed.
+struct RandomIds;
+
+impl ConnectionIdGenerator for RandomIds {
+    fn generate_cid(&mut self) -> ConnectionId {
+        let mut bytes = [0; CONNECTION_ID_BYTES];
+        getrandom::fill(&mut bytes).expect("without randomness there would be no TLS either");
+        ConnectionId::new(&bytes)
+    }
+
+    fn cid_len(&self) -> usize {
+        CONNECTION_ID_BYTES
+    }
+
+    fn cid_lifetime(&self) -> Option<Duration> {
+        None
+    }
+}
+
+/// The configuration of the listener. `send_bytes_max` is what one peer may leave unacknowledged.
 ///
 /// # Errors
 /// When the certificate cannot be used.

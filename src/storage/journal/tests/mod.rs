@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use super::*;
 use crate::storage::commit::{BodyPlace, Entry, UnitPlace};
-use crate::storage::disk::{Disk, DiskFile, Fault, FaultyDisk, MemoryDisk};
+use crate::storage::disk::{Disk, DiskFile, Fault, FaultyDisk, MemoryDisk, RealDisk};
 use crate::types::{Offset, RoomName, Time};
 
 /// A journal on a disk that was closed cleanly after so many commits, with a reserved and a spare file.
@@ -190,4 +190,28 @@ fn a_journal_without_a_manifest_is_not_overwritten() {
     append(&mut journal, 10).expect("the disk is fine");
     let told = Journal::create(disk(&medium), small()).expect_err("there is a commit").to_string();
     assert!(told.contains("no manifest"), "{told}");
+}
+
+#[test]
+fn a_journal_on_the_file_system_is_found_by_the_next_process() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let on: Arc<dyn Disk> = Arc::new(RealDisk::new(directory.path().join("data")));
+    let (mut journal, _) = Journal::create(on.clone(), small()).expect("a new journal");
+    for _ in 0..30 {
+        append(&mut journal, 700).expect("the disk is fine");
+        journal.files().reserve().expect("the disk is fine");
+    }
+    let needed = journal.files().start_at(CommitSeq(20)).expect("it is there");
+    journal.files().retire(&needed).expect("the disk is fine");
+    append(&mut journal, 6000).expect("the disk is fine");
+    drop(journal);
+    let mut seen = Vec::new();
+    let mut visit = |commit: &crate::storage::commit::Commit<'_>| {
+        seen.push(commit.seq.0);
+        Ok(())
+    };
+    let (mut journal, recovery) =
+        Journal::recover(on, small(), &needed, &LastStop::Unclean, &mut visit).expect("whole");
+    append(&mut journal, 10).expect("the disk is fine");
+    assert_eq!((seen, recovery.torn, journal.end().seq), ((20..=31).collect(), None, CommitSeq(32)));
 }

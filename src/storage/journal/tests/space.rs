@@ -116,3 +116,22 @@ fn files_grow_with_what_is_live_and_shrink_again() {
     let used = journal.files().bytes();
     assert!(used.live + used.reserved + used.spare <= 128 << 10, "{used:?}");
 }
+
+// Once the next start took such a file for reserved and committed to it, and a power cut took the file's name.
+#[test]
+fn a_file_whose_name_could_not_be_made_durable_is_durable_before_it_is_written() {
+    let medium = FaultyDisk::new(1);
+    let (mut journal, start) = Journal::create(disk(&medium), small()).expect("a new journal");
+    append(&mut journal, 1500).expect("the disk is fine");
+    // A leftover is looked for, then: create, zeros, header, sync, rename, and the sync of the directory.
+    medium.fail_at(medium.operations() + 7, Fault::Eio);
+    let error = journal.files().reserve().expect_err("the directory cannot be synced");
+    assert!(error.to_string().contains("journal: cannot sync"), "{error}");
+    let (mut journal, ..) = recover(&medium, &start, LastStop::Clean(journal.end())).expect("whole");
+    assert!(journal.files().bytes().reserved > 0, "it is taken for reserved");
+    let place = append(&mut journal, 1500).expect("the disk is fine");
+    assert_eq!(place.file, JournalFileId(2));
+    for seed in 0..20 {
+        assert_eq!(recover(&medium.reopen(seed), &start, LastStop::Unclean).expect("whole").2, [1, 2]);
+    }
+}

@@ -1,0 +1,6 @@
+//! Whole processes: the real program on ports of its own, stopped by signals, looked at from outside.
+
+mod reader;
+mod server;
+
+mod kills;
