@@ -9,30 +9,30 @@ use roomlog::types::{Code, Epoch, NewRecord, Offset, Position, Record, RoomName,
 use tempfile::TempDir;
 
 /// How long a scenario waits for something that must happen.
-pub(super) const PATIENCE: Duration = Duration::from_secs(60);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
 /// How peers reach the broker.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) enum Via {
+pub(crate) enum Via {
     Memory,
     WebSocket,
     Quic,
 }
 
-pub(super) struct World {
-    pub(super) via: Via,
-    pub(super) directory: TempDir,
-    pub(super) options: broker::Options,
+pub(crate) struct World {
+    pub(crate) via: Via,
+    pub(crate) directory: TempDir,
+    pub(crate) options: broker::Options,
     broker: Option<Broker>,
     server: Option<Server>,
 }
 
-pub(super) fn room(name: &str) -> RoomName {
+pub(crate) fn room(name: &str) -> RoomName {
     RoomName::new(name).expect("a good name")
 }
 
 /// Waits for what must happen.
-pub(super) async fn soon<T>(what: &str, future: impl Future<Output = T>) -> T {
+pub(crate) async fn soon<T>(what: &str, future: impl Future<Output = T>) -> T {
     match tokio::time::timeout(PATIENCE, future).await {
         Ok(value) => value,
         Err(_) => panic!("{what}: not within {PATIENCE:?}"),
@@ -41,7 +41,7 @@ pub(super) async fn soon<T>(what: &str, future: impl Future<Output = T>) -> T {
 
 impl World {
     /// A broker on an empty directory; `tweak` changes what it is opened with.
-    pub(super) async fn start(via: Via, tweak: impl FnOnce(&mut broker::Options)) -> Self {
+    pub(crate) async fn start(via: Via, tweak: impl FnOnce(&mut broker::Options)) -> Self {
         let directory = TempDir::new().expect("a temporary directory");
         let mut options = broker::Options::new(directory.path());
         options.storage.disk_reserve_bytes = 0;
@@ -65,7 +65,7 @@ impl World {
     }
 
     /// Closes the broker and opens it again; peers of before are gone.
-    pub(super) async fn restart(&mut self) {
+    pub(crate) async fn restart(&mut self) {
         match self.server.take() {
             Some(server) => server.stop().await,
             None => self.broker().close().await,
@@ -74,12 +74,12 @@ impl World {
         self.open().await;
     }
 
-    pub(super) fn broker(&self) -> &Broker {
+    pub(crate) fn broker(&self) -> &Broker {
         self.broker.as_ref().expect("open")
     }
 
     /// Where clients connect to.
-    pub(super) fn url(&self) -> String {
+    pub(crate) fn url(&self) -> String {
         let bound = self.server.as_ref().expect("there is a server").bound();
         match self.via {
             Via::Memory => unreachable!("nobody connects to memory"),
@@ -89,7 +89,7 @@ impl World {
     }
 
     /// A new peer.
-    pub(super) async fn peer(&self) -> Peer {
+    pub(crate) async fn peer(&self) -> Peer {
         if self.via == Via::Memory {
             let broker = self.broker().clone();
             let publisher = broker.publisher("");
@@ -103,27 +103,27 @@ impl World {
 
 /// Somebody who publishes and reads.
 #[derive(Clone)]
-pub(super) enum Peer {
+pub(crate) enum Peer {
     Memory(Broker, Publisher),
     Client(Client),
 }
 
 /// Where records went.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) struct Stored {
-    pub(super) first: u64,
-    pub(super) last: u64,
+pub(crate) struct Stored {
+    pub(crate) first: u64,
+    pub(crate) last: u64,
 }
 
 /// A record as a scenario sees it.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub(super) struct Seen {
-    pub(super) offset: u64,
-    pub(super) prev: u64,
-    pub(super) payload: Vec<u8>,
-    pub(super) kind: String,
-    pub(super) reference: u64,
-    pub(super) headers: Vec<(String, Vec<u8>)>,
+pub(crate) struct Seen {
+    pub(crate) offset: u64,
+    pub(crate) prev: u64,
+    pub(crate) payload: Vec<u8>,
+    pub(crate) kind: String,
+    pub(crate) reference: u64,
+    pub(crate) headers: Vec<(String, Vec<u8>)>,
 }
 
 impl From<Record<'_>> for Seen {
@@ -142,7 +142,7 @@ impl From<Record<'_>> for Seen {
 
 /// What a reader gets.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub(super) enum Got {
+pub(crate) enum Got {
     Records(Vec<Seen>),
     Live(u64),
     Gap(u64, u64),
@@ -152,11 +152,11 @@ pub(super) enum Got {
 }
 
 impl Peer {
-    pub(super) async fn publish(&self, room: &RoomName, payload: &[u8]) -> Result<Stored, Code> {
+    pub(crate) async fn publish(&self, room: &RoomName, payload: &[u8]) -> Result<Stored, Code> {
         self.publish_all(room, &[NewRecord::new(payload)], None).await
     }
 
-    pub(super) async fn publish_all(
+    pub(crate) async fn publish_all(
         &self,
         room: &RoomName,
         records: &[NewRecord<'_>],
@@ -177,7 +177,7 @@ impl Peer {
         }
     }
 
-    pub(super) async fn join(&self, room: &RoomName, start: Start) -> Result<Reader, Code> {
+    pub(crate) async fn join(&self, room: &RoomName, start: Start) -> Result<Reader, Code> {
         match self {
             Self::Memory(broker, _) => {
                 let joined = soon("a join", broker.join(room, start)).await;
@@ -191,7 +191,7 @@ impl Peer {
     }
 
     /// A page: its records, and whether there are more.
-    pub(super) async fn page(&self, room: &RoomName, at: PageAt, limit: u32) -> Result<(Vec<Seen>, bool), Code> {
+    pub(crate) async fn page(&self, room: &RoomName, at: PageAt, limit: u32) -> Result<(Vec<Seen>, bool), Code> {
         match self {
             Self::Memory(broker, _) => {
                 let page = soon("a page", broker.history(room, at, limit)).await.map_err(|error| error.code)?;
@@ -215,7 +215,7 @@ impl Peer {
     }
 
     /// Names and heads of rooms, and whether there are more.
-    pub(super) async fn rooms(&self, prefix: &str, after: &str, limit: u32) -> (Vec<(String, u64)>, bool) {
+    pub(crate) async fn rooms(&self, prefix: &str, after: &str, limit: u32) -> (Vec<(String, u64)>, bool) {
         match self {
             Self::Memory(broker, _) => {
                 let (rooms, more) = soon("rooms", broker.rooms(prefix, after, limit as usize)).await.expect("listed");
@@ -230,13 +230,13 @@ impl Peer {
 }
 
 /// Somebody who reads a room.
-pub(super) enum Reader {
+pub(crate) enum Reader {
     Memory(Box<Subscription>),
     Client(client::Subscription),
 }
 
 impl Reader {
-    pub(super) fn position(&self) -> (Epoch, u64, u64) {
+    pub(crate) fn position(&self) -> (Epoch, u64, u64) {
         match self {
             Self::Memory(subscription) => {
                 let facts = subscription.facts();
@@ -249,7 +249,7 @@ impl Reader {
         }
     }
 
-    pub(super) async fn next(&mut self) -> Got {
+    pub(crate) async fn next(&mut self) -> Got {
         match self {
             Self::Memory(subscription) => match soon("an event", subscription.next()).await {
                 Ok(Event::Records(records)) => {
@@ -275,14 +275,14 @@ impl Reader {
     }
 
     /// The next `count` records and no more; the chain of `prev` from `after` on is checked. Marks are passed over.
-    pub(super) async fn records(&mut self, after: u64, count: usize) -> Vec<Seen> {
+    pub(crate) async fn records(&mut self, after: u64, count: usize) -> Vec<Seen> {
         let seen = self.records_at_least(after, count).await;
         assert_eq!(seen.len(), count, "no more than was asked for");
         seen
     }
 
     /// As [`Reader::records`], and what else came in the last batch.
-    pub(super) async fn records_at_least(&mut self, mut after: u64, count: usize) -> Vec<Seen> {
+    pub(crate) async fn records_at_least(&mut self, mut after: u64, count: usize) -> Vec<Seen> {
         let mut seen = Vec::new();
         while seen.len() < count {
             match self.next().await {
@@ -303,10 +303,10 @@ impl Reader {
     }
 }
 
-pub(super) fn after(epoch: Epoch, offset: u64) -> Start {
+pub(crate) fn after(epoch: Epoch, offset: u64) -> Start {
     Start::After(Position { epoch, offset: Offset(offset) })
 }
 
-pub(super) fn payloads(seen: &[Seen]) -> Vec<Vec<u8>> {
+pub(crate) fn payloads(seen: &[Seen]) -> Vec<Vec<u8>> {
     seen.iter().map(|record| record.payload.clone()).collect()
 }
