@@ -11,7 +11,7 @@ use parking_lot::{Condvar, Mutex};
 use super::queue::CommitQueue;
 use super::{Committed, Embedded, Indexed, Shared, since};
 use crate::metrics::{Budget, Metrics, StorageState};
-use crate::protocol::{Batch, WireError};
+use crate::protocol::{Batch, RunHeader, WireError};
 use crate::storage::block_store::{BlockStore, MemoryBlockStore, SledBlockStore};
 use crate::storage::catalog::Catalog;
 use crate::storage::checkpoint::{self, Checkpoint};
@@ -292,11 +292,14 @@ impl Restored {
     ) -> Result<(), WireError> {
         let batch = Batch::parse(body)?;
         let mut log = room.log.lock();
-        let seen = batch.header.last() <= log.facts.head;
-        if !seen && prev != log.facts.head {
+        let head = log.facts.head;
+        let seen = batch.header.last() <= head;
+        // A checkpoint that was written while this batch was being made has seen the records at its front.
+        let seen_in_part = !seen && batch.header.first <= head;
+        if !seen && !seen_in_part && prev != head {
             return Err(WireError::invalid(
                 "a batch",
-                format_args!("it follows offset {prev} of room {:?}, whose head is {}", room.name(), log.facts.head),
+                format_args!("it follows offset {prev} of room {:?}, whose head is {head}", room.name()),
             ));
         }
         let was_empty = log.facts.is_empty();
@@ -305,20 +308,27 @@ impl Restored {
         for run in batch.runs() {
             let run = run?;
             last_time = run.time;
-            if seen {
+            let RunHeader { step, publisher, count, .. } = run.header;
+            let seen = if run.first > head { 0 } else { ((head.0 - run.first.0) / step + 1).min(count.into()) };
+            if seen == u64::from(count) {
                 continue;
             }
             hashes.clear();
-            let mut area = run.area;
+            let (mut area, mut new, mut at) = (run.area, run.area, 0);
             while let Some((record, rest)) = area.split_first()? {
-                hashes.push(record_hash(record));
+                if at < seen {
+                    new = rest;
+                } else {
+                    hashes.push(record_hash(record));
+                }
                 area = rest;
+                at += 1;
             }
             let user = Arc::from(run.header.user);
-            let (publisher, seq, step) = (run.header.publisher, run.header.seq, run.header.step);
-            log.publishers.note(self.memory, &user, publisher, seq, &hashes, run.first, step, run.time);
-            log.facts.records += u64::from(run.header.count);
-            log.facts.bytes += run.area.0.len() as u64;
+            let (seq, first) = (run.header.seq + seen, Offset(run.first.0 + seen * step));
+            log.publishers.note(self.memory, &user, publisher, seq, &hashes, first, step, run.time);
+            log.facts.records += u64::from(count) - seen;
+            log.facts.bytes += new.0.len() as u64;
         }
         let (first, last, first_time) = (batch.header.first, batch.header.last(), batch.header.time);
         if !seen {

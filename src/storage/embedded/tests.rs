@@ -317,6 +317,55 @@ fn nothing_leans_on_dense_offsets_when_the_power_goes() {
 }
 
 #[test]
+fn a_checkpoint_that_has_seen_the_front_of_a_batch_does_not_double_it_or_keep_the_log_from_opening() {
+    for stride in [1, 7] {
+        let disk = FaultyDisk::new(1);
+        let store: Arc<dyn BlockStore> = Arc::new(MemoryBlockStore::default());
+        let mut log = Stepped::open(options(stride), &disk, &store).expect("a new log");
+        let (room, user, publisher) = ("one".to_owned(), Arc::from(""), PublisherId([1; 16]));
+        let publish = |seq: u64, count: u64| {
+            let payloads = (seq..seq + count).map(|number| number.to_string().into_bytes()).collect();
+            Publish { room: room.clone(), publisher, seq, payloads }
+        };
+        log.publish(&[publish(1, 1)]).pop().expect("one answer").expect("stored");
+
+        // What a checkpoint sees when the next commit has come as far as its second record.
+        let handle = log.shared.catalog.room(&room).expect("a room");
+        let (facts, publishers) = {
+            let mut state = handle.log.lock();
+            let before = (state.facts, state.publishers.clone());
+            for seq in [2_u64, 3] {
+                let mut area = Vec::new();
+                RecordArea::push(&mut area, &NewRecord::new(seq.to_string().as_bytes()));
+                let (record, _) = RecordArea(&area).split_first().expect("encoded just now").expect("a record");
+                let (hash, at, time) = (record_hash(record), Offset(seq * stride), state.facts.time);
+                state.publishers.note(log.shared.memory, &user, publisher, seq, &[hash], at, stride, time);
+                (state.facts.head, state.facts.records) = (at, seq);
+                state.facts.bytes += area.len() as u64;
+            }
+            before
+        };
+        log.keeper.build().expect("built");
+        (handle.log.lock().facts, handle.log.lock().publishers) = (facts, publishers);
+        drop(handle);
+
+        let publishes = [publish(2, 1), publish(3, 2), publish(5, 1)];
+        let outcomes = log.publish(&publishes);
+        assert!(outcomes.iter().all(Result::is_ok), "{outcomes:?}");
+        drop(log);
+        let disk = disk.reopen(1);
+        let mut log = Stepped::open(options(stride), &disk, &store).expect("it opens");
+        let expected: Vec<_> = (1..=5).map(|number| (number * stride, number.to_string().into_bytes())).collect();
+        assert_eq!(log.read("one"), expected);
+        for (publish, outcome) in publishes.iter().zip(outcomes) {
+            let again = log.publish(std::slice::from_ref(publish)).pop().expect("one answer").expect("a repeat");
+            let first = outcome.expect("stored");
+            assert_eq!((again.duplicate, again.first, again.last), (true, first.first, first.last));
+        }
+    }
+}
+
+#[test]
 fn after_a_failed_write_nothing_more_is_acknowledged_and_what_was_stays_readable() {
     for seed in seeds() {
         println!("ROOMLOG_TEST_SEED={seed}");
