@@ -9,7 +9,7 @@ use roomlog::types::{Code, Epoch, NewRecord, Offset, Position, Record, RoomName,
 use tempfile::TempDir;
 
 /// How long a scenario waits for something that must happen.
-pub(super) const PATIENCE: Duration = Duration::from_secs(60);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
 /// How peers reach the broker.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -27,12 +27,12 @@ pub(super) struct World {
     server: Option<Server>,
 }
 
-pub(super) fn room(name: &str) -> RoomName {
+pub(crate) fn room(name: &str) -> RoomName {
     RoomName::new(name).expect("a good name")
 }
 
 /// Waits for what must happen.
-pub(super) async fn soon<T>(what: &str, future: impl Future<Output = T>) -> T {
+pub(crate) async fn soon<T>(what: &str, future: impl Future<Output = T>) -> T {
     match tokio::time::timeout(PATIENCE, future).await {
         Ok(value) => value,
         Err(_) => panic!("{what}: not within {PATIENCE:?}"),
