@@ -4,3 +4,5 @@ mod reader;
 mod server;
 
 mod kills;
+#[cfg(feature = "fault-injection")]
+mod repeats;

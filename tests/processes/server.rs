@@ -37,7 +37,7 @@ pub(crate) fn random(test: &str) -> StdRng {
 /// Where a server runs and with what: its directory, its ports, its settings. They stay while processes come and go.
 pub(crate) struct Site {
     pub(crate) directory: PathBuf,
-    pub(crate) settings: Vec<(String, String)>,
+    settings: Vec<(String, String)>,
     ports: [u16; 2],
     _temporary: TempDir,
 }
@@ -171,8 +171,6 @@ impl Site {
         options.backoff_max = Duration::from_millis(100);
         options.connect_timeout = Duration::from_secs(5);
         options.request_timeout = PATIENCE;
-        // One that only listens finds out that a QUIC server was killed when it next asks for a sign of life.
-        options.silence_timeout = Duration::from_secs(12);
         change(&mut options);
         Client::open(&self.url(over), options).expect("a good address")
     }

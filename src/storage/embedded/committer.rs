@@ -50,6 +50,8 @@ pub(crate) struct Committer {
     tails: VecDeque<(Arc<Room>, usize)>,
     tails_bytes: usize,
     next_room: u64,
+    #[cfg(feature = "fault-injection")]
+    fault: super::fault::ExitAfterSync,
 }
 
 /// What a commit adds to a room.
@@ -98,6 +100,8 @@ impl Committer {
             tails: VecDeque::new(),
             tails_bytes: 0,
             next_room,
+            #[cfg(feature = "fault-injection")]
+            fault: super::fault::ExitAfterSync::from_environment(),
         }
     }
 
@@ -314,6 +318,8 @@ impl Committer {
         let synced = Instant::now();
         if self.shared.options.durability == crate::storage::Durability::Fsync {
             self.journal.sync().map_err(|error| error.to_string())?;
+            #[cfg(feature = "fault-injection")]
+            self.fault.synced();
         }
         let metrics = &self.shared.metrics;
         metrics.fsync_duration.record(synced.elapsed());

@@ -5,6 +5,8 @@
 //! thread wants to read, and look at tail, journal, volumes and floor, in this order.
 
 mod committer;
+#[cfg(feature = "fault-injection")]
+mod fault;
 mod keeper;
 mod queue;
 mod reading;
