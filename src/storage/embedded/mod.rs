@@ -261,3 +261,6 @@ fn since(begun: Instant) -> String {
 
 #[cfg(test)]
 mod tests;
+
+#[cfg(test)]
+mod durable_tests;
