@@ -1,5 +1,6 @@
 //! Every scenario once, run over memory, WebSocket and QUIC, and once with offsets that are not dense.
 
+mod durability;
 mod joining;
 mod keeping;
 pub(crate) mod world;

@@ -148,6 +148,17 @@ pub fn open(options: Options, metrics: Arc<Metrics>) -> Result<Arc<dyn Engine>, 
     Ok(Arc::new(Embedded::open(options, metrics)?))
 }
 
+/// Opens a log on any disk and block store, for tests of what is above.
+#[cfg(test)]
+pub(crate) fn open_on(
+    options: Options,
+    disk: Arc<dyn Disk>,
+    store: Arc<dyn BlockStore>,
+) -> Result<Arc<dyn Engine>, OpenError> {
+    let parts = recovery::assemble(options, Arc::new(Metrics::disabled()), disk, store)?;
+    Ok(Arc::new(Embedded::start(parts, None)?))
+}
+
 impl Embedded {
     fn start(parts: recovery::Parts, lock: Option<super::disk::DirectoryLock>) -> Result<Self, OpenError> {
         let recovery::Parts { shared, journal, manifest, next_room } = parts;
