@@ -211,7 +211,7 @@ fn last_record(inner: &Inner, name: &RoomName) -> Result<Option<LastRecord>, Ref
     }))
 }
 
-/// A page being read: first backward from the position, as far as it is wanted, then forward.
+/// A page being read: forward and backward from the position in turns, as far as it is wanted.
 struct Walk {
     room: Arc<Room>,
     backward: Option<Direction>,
@@ -221,7 +221,8 @@ struct Walk {
     parts: std::collections::VecDeque<Part>,
     more_back: bool,
     more_forth: bool,
-    wants_forth: bool,
+    around: bool,
+    forth_is_next: bool,
 }
 
 #[derive(Clone, Copy)]
@@ -257,7 +258,7 @@ impl Walk {
                 (direction(at, limit / 2), direction(Offset(at.0.saturating_sub(1)), limit - limit / 2))
             }
         };
-        let wants_forth = forward.is_some();
+        let around = matches!(at, PageAt::Around(_));
         let parts = std::collections::VecDeque::new();
         Ok(Self {
             room,
@@ -267,16 +268,24 @@ impl Walk {
             parts,
             more_back: false,
             more_forth: false,
-            wants_forth,
+            around,
+            forth_is_next: true,
         })
     }
 
     /// Reads one block; whether the page is complete.
     fn step(&mut self, inner: &Inner) -> Result<bool, EngineError> {
-        if let Some(direction) = self.backward {
-            self.backward = self.step_back(inner, direction)?;
-        } else if let Some(direction) = self.forward {
-            self.forward = self.step_forth(inner, direction)?;
+        // In turns, so that neither side takes all the bytes; forth first, where the record itself is.
+        match (self.backward, self.forward) {
+            (Some(direction), forward) if forward.is_none() || !self.forth_is_next => {
+                self.backward = self.step_back(inner, direction)?;
+                self.forth_is_next = true;
+            }
+            (_, Some(direction)) => {
+                self.forward = self.step_forth(inner, direction)?;
+                self.forth_is_next = false;
+            }
+            (_, None) => {}
         }
         Ok(self.backward.is_none() && self.forward.is_none())
     }
@@ -347,7 +356,8 @@ impl Walk {
 
     fn page(&mut self, inner: &Inner) -> Page {
         let facts = self.room.facts();
-        let more = if self.wants_forth { self.more_forth } else { self.more_back };
+        let older = |part: &Part| part.prev > self.room.facts().floor;
+        let more = self.more_forth || self.more_back || (self.around && self.parts.front().is_some_and(older));
         let parts = std::mem::take(&mut self.parts).into();
         Page { epoch: inner.engine.epoch(), first: facts.first, head: facts.head, more, parts }
     }

@@ -152,3 +152,23 @@ async fn one_directory_serves_one_broker_at_a_time() {
     broker.close().await;
     open(&directory).await.close().await;
 }
+
+#[tokio::test]
+async fn a_page_around_a_record_holds_it_however_large_its_neighbours_are() {
+    let broker = Broker::open(Options::in_memory()).await.expect("memory is enough");
+    let lobby = room("lobby");
+    let mut offsets = Vec::new();
+    for _ in 0..20 {
+        offsets.push(broker.publish(&lobby, &vec![0; 200_000]).await.expect("stored").first);
+    }
+    for middle in [0, 1, 10, 19].map(|index: usize| offsets[index]) {
+        let position = Position { epoch: broker.epoch(), offset: middle };
+        let page = broker.history(&lobby, PageAt::Around(position), 20).await.expect("a page");
+        assert!(page.parts.iter().any(|part| part.from <= middle && middle <= part.to), "{middle} is on its page");
+        assert!(page.more, "there is more on either side or on both");
+        let alone = broker.history(&lobby, PageAt::Around(position), 1).await.expect("a page");
+        assert_eq!(alone.parts.len(), 1);
+        assert!(alone.more, "a page of one record leaves out others");
+    }
+    broker.close().await;
+}
