@@ -3,6 +3,10 @@
 mod reader;
 mod server;
 
+mod damage;
 mod kills;
 #[cfg(feature = "fault-injection")]
 mod repeats;
+mod retention;
+mod stalls;
+mod stops;

@@ -39,7 +39,7 @@ pub(crate) struct Site {
     pub(crate) directory: PathBuf,
     settings: Vec<(String, String)>,
     ports: [u16; 2],
-    _temporary: TempDir,
+    temporary: TempDir,
 }
 
 /// A port that nothing listens on, over TCP and UDP. It is below those that the system gives to outgoing connections:
@@ -63,7 +63,7 @@ impl Site {
             directory: temporary.path().join("data"),
             settings: Vec::new(),
             ports: [free_port(), free_port()],
-            _temporary: temporary,
+            temporary,
         };
         site.set("storage.disk_reserve_bytes", "0");
         site.set("server.reconnect_spread", "100 ms");
@@ -94,11 +94,11 @@ impl Site {
     }
 
     fn configuration_path(&self) -> PathBuf {
-        self.directory.with_file_name("broker.toml")
+        self.temporary.path().join("broker.toml")
     }
 
     fn log_path(&self) -> PathBuf {
-        self.directory.with_file_name("log")
+        self.temporary.path().join("log")
     }
 
     /// What all servers of this site have logged.
