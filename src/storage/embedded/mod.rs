@@ -204,9 +204,6 @@ impl Engine for Embedded {
     }
 
     fn read(&self, room: &Room, at: ReadAt) -> Result<Read, EngineError> {
-        if self.shared.closed.load(Ordering::SeqCst) {
-            return Err(EngineError::Closed);
-        }
         self.shared.read(room, at)
     }
 

@@ -3,6 +3,8 @@
 //! A volume is published before its stretch of the journal is dropped, so a reader that looks in this order finds
 //! every retained record; one that loses the journal between finding and reading looks again.
 
+use std::sync::atomic::Ordering;
+
 use bytes::Bytes;
 
 use super::{Indexed, Shared};
@@ -28,6 +30,12 @@ enum Found {
 
 impl Shared {
     pub(super) fn read(&self, room: &Room, at: ReadAt) -> Result<Read, EngineError> {
+        let read = self.look(room, at);
+        // Asked afterwards: a close takes the volumes away, and what is not found then is not missing.
+        if self.closed.load(Ordering::SeqCst) { Err(EngineError::Closed) } else { read }
+    }
+
+    fn look(&self, room: &Room, at: ReadAt) -> Result<Read, EngineError> {
         for _ in 0..TRIES_MAX {
             let block = match room.with_state(|state| find(state, at)) {
                 Found::Tail(block) => Some(block),
@@ -85,23 +93,42 @@ impl Shared {
     }
 
     fn read_volume(&self, room: &Room, id: RoomId, at: ReadAt) -> Result<Older, EngineError> {
-        let before = room.with_state(|state| state.journal.front().map(|front| front.first));
+        let (before, floor) =
+            room.with_state(|state| (state.journal.front().map(|front| front.first), state.facts.floor));
         let begun = std::time::Instant::now();
         let read = match at {
-            ReadAt::After(offset) => self.volumes.read_after(id.0, offset),
+            // Blocks below the floor may still be there.
+            ReadAt::After(offset) => self.volumes.read_after(id.0, offset.max(floor)),
             ReadAt::Before(offset) => self.volumes.read_before(id.0, offset),
             ReadAt::Since(time) => self.volumes.read_since(id.0, time),
         };
         let read = read.map_err(|error| EngineError::Damaged(error.to_string()))?;
         self.metrics.volume_read_duration.record(begun.elapsed());
+        let (after, facts) = room.with_state(|state| (state.journal.front().map(|front| front.first), state.facts));
+        let damaged = |what: String| Err(EngineError::Damaged(format!("room {:?}: {what}", room.name())));
         if let Some(volume::Block { entry, body }) = read {
             let volume::BlockEntry { first, last, prev, last_time, .. } = entry;
-            let block = Block { first, last, prev, last_time, body, source: Source::Volume };
-            // The last block of a room may lie below its floor.
-            let floor = room.facts().floor;
-            return Ok(if block.last > floor { Older::Block(block) } else { Older::Nothing });
+            if last > facts.floor {
+                if let ReadAt::After(offset) = at
+                    && prev > offset.max(facts.floor)
+                {
+                    let offset = offset.max(facts.floor);
+                    return damaged(format!("the records behind offset {offset} and up to {prev} are in no volume"));
+                }
+                return Ok(Older::Block(Block { first, last, prev, last_time, body, source: Source::Volume }));
+            }
+            return match at {
+                // Retention has overtaken the read.
+                ReadAt::After(_) => Ok(Older::Again),
+                // What is before it is below the floor as well.
+                ReadAt::Before(_) => Ok(Older::Nothing),
+                // A record that is gone was of that time, so all that are retained are.
+                ReadAt::Since(_) => Ok(match self.look(room, ReadAt::After(facts.floor))? {
+                    Read::Block(block) => Older::Block(block),
+                    Read::Nothing => Older::Nothing,
+                }),
+            };
         }
-        let (after, facts) = room.with_state(|state| (state.journal.front().map(|front| front.first), state.facts));
         if before != after {
             return Ok(Older::Again);
         }
@@ -111,11 +138,10 @@ impl Shared {
             ReadAt::Before(_) | ReadAt::Since(_) => false,
         };
         if expected {
-            return Err(EngineError::Damaged(format!(
-                "room {:?}: no volume holds what follows offset {at:?}, though nothing up to its head {} was removed",
-                room.name(),
+            return damaged(format!(
+                "no volume holds what follows {at:?}, though nothing up to its head {} was removed",
                 facts.head
-            )));
+            ));
         }
         Ok(match (at, after) {
             // Times lie between the volumes and the journal: the journal's first batch is the first of that time.

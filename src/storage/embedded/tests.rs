@@ -19,6 +19,32 @@ use crate::storage::options::Retention;
 use crate::storage::room::Targets;
 use crate::types::{NewRecord, PublisherId};
 
+mod reading;
+
+/// The outgoing queue of a publisher in a room.
+struct Source {
+    room: String,
+    seq: u64,
+}
+
+impl Source {
+    fn new(room: &str) -> Self {
+        Self { room: room.to_owned(), seq: 1 }
+    }
+
+    /// The next publish: so many records of so many bytes each.
+    fn next(&mut self, records: u64, bytes: usize) -> Publish {
+        let seq = self.seq;
+        self.seq += records;
+        let payloads = (seq..self.seq).map(|number| {
+            let mut payload = number.to_string().into_bytes();
+            payload.resize(bytes.max(payload.len()), b'x');
+            payload
+        });
+        Publish { room: self.room.clone(), publisher: PublisherId([7; 16]), seq, payloads: payloads.collect() }
+    }
+}
+
 /// A log without threads: the test is the committer and the keeper.
 struct Stepped {
     shared: Arc<Shared>,
