@@ -18,7 +18,7 @@ use crate::protocol::{BATCH_BYTES_MAX, BatchBuilder, BatchHeader, RecordArea, Ru
 use crate::storage::Source;
 use crate::storage::commit::{BodySpan, CommitBuilder, SECTOR_BYTES};
 use crate::storage::engine::{Append, Appended, Block, Health, Outcome, Refused};
-use crate::storage::journal::Journal;
+use crate::storage::journal::{Journal, JournalFiles};
 use crate::storage::publishers::Verdict;
 use crate::storage::room::{Room, RoomId, Targets};
 use crate::types::{Code, Offset, Time};
@@ -38,6 +38,7 @@ const APPEND_OVERHEAD_BYTES: usize = 512;
 pub(crate) struct Committer {
     shared: Arc<Shared>,
     journal: Journal,
+    files: JournalFiles,
     gathered: Gathered,
     unit: CommitBuilder,
     /// Rooms of the commit being made; the first `rooms_used` count, the others keep their buffers.
@@ -90,6 +91,7 @@ impl Committer {
     pub(crate) fn new(shared: Arc<Shared>, journal: Journal, next_room: u64) -> Self {
         Self {
             shared,
+            files: journal.files(),
             journal,
             gathered: Gathered::default(),
             unit: CommitBuilder::new(),
@@ -359,6 +361,10 @@ impl Committer {
             self.tails_bytes -= bytes;
         }
         self.shared.committed(seq, place, self.tails_bytes);
+        if self.files.wants_reserve() {
+            // At full load a file is full before the keeper looks by itself, and zeroing the next one would be on us.
+            self.shared.nudge_keeper();
+        }
         Ok(())
     }
 
