@@ -283,16 +283,23 @@ impl Keeper {
     }
 
     /// Waits for the commit that is being made, if one is: the checkpoint may have seen it.
-    fn wait_until_durable(&self) -> Result<(), KeepError> {
+    pub(super) fn wait_until_durable(&self) -> Result<(), KeepError> {
         let making = self.shared.making();
         let mut committed = self.shared.committed.lock();
-        while committed.seq < making {
-            if matches!(*self.shared.health.lock(), Health::Failed(_)) {
+        // Asked each time: a commit that turned out to have nothing to write is made no more.
+        while committed.seq < making.min(self.shared.making()) {
+            if self.has_failed() {
                 return Err(KeepError::Failed);
             }
             self.shared.committed_changed.wait_for(&mut committed, PERIOD);
         }
-        Ok(())
+        drop(committed);
+        // A commit that failed is not being made any more either, but rooms remember it.
+        if self.has_failed() { Err(KeepError::Failed) } else { Ok(()) }
+    }
+
+    fn has_failed(&self) -> bool {
+        matches!(*self.shared.health.lock(), Health::Failed(_))
     }
 
     fn swap(&mut self, manifest: Manifest) -> Result<(), KeepError> {

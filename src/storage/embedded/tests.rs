@@ -19,6 +19,7 @@ use crate::storage::options::Retention;
 use crate::storage::room::Targets;
 use crate::types::{NewRecord, PublisherId};
 
+mod keeping;
 mod reading;
 
 /// The outgoing queue of a publisher in a room.

@@ -1,0 +1,52 @@
+//! What the keeper must not do: build for nothing, wait for ever, believe a failed commit, count twice.
+
+use std::time::Duration;
+
+use super::*;
+
+fn new_store() -> Arc<dyn BlockStore> {
+    Arc::new(MemoryBlockStore::default())
+}
+
+fn ahead(log: &Stepped, by: Duration) {
+    let by = u64::try_from(by.as_micros()).expect("a short time");
+    log.shared.clock_ahead_us.fetch_add(by, Ordering::Relaxed);
+}
+
+const HOUR: Duration = Duration::from_secs(3600);
+
+#[test]
+fn a_checkpoint_does_not_wait_for_a_commit_that_had_nothing_to_write() {
+    let mut log = Stepped::open(options(1), &FaultyDisk::new(1), &new_store()).expect("a new log");
+    log.publish(&[Source::new("one").next(1, 10)]);
+    let (shared, durable) = (Arc::clone(&log.shared), log.shared.committed.lock().seq);
+    shared.making.store(durable.next().0, Ordering::SeqCst);
+    let (done, ended) = std::sync::mpsc::channel();
+    let waiting = std::thread::spawn(move || {
+        let waited = log.keeper.wait_until_durable();
+        done.send(waited.is_ok()).expect("the test waits");
+    });
+    assert!(ended.recv_timeout(Duration::from_millis(200)).is_err(), "a commit is being made");
+    // All that it was to hold was refused.
+    shared.making.store(durable.0, Ordering::SeqCst);
+    assert_eq!(ended.recv_timeout(Duration::from_secs(10)), Ok(true), "there is no commit to wait for");
+    waiting.join().expect("no panic");
+}
+
+#[test]
+fn a_checkpoint_never_holds_what_a_failed_commit_would_have_stored() {
+    let (disk, store) = (FaultyDisk::new(1), new_store());
+    let mut log = Stepped::open(options(1), &disk, &store).expect("a new log");
+    let mut publisher = Source::new("one");
+    log.publish(&[publisher.next(1, 10)]).pop().expect("one answer").expect("stored");
+    disk.fail_at(disk.operations() + 1, Fault::Eio);
+    let lost = publisher.next(1, 10);
+    log.publish(std::slice::from_ref(&lost)).pop().expect("one answer").expect_err("the disk fails");
+    assert!(log.keeper.build().is_err(), "what the rooms remember is not to be trusted any more");
+    drop(log);
+    let mut log = Stepped::open(options(1), &disk.reopen(1), &store).expect("it opens");
+    let head = log.shared.catalog.facts("one").expect("a room").head;
+    let again = log.publish(&[lost]).pop().expect("one answer").expect("stored now, or found to be there");
+    assert_eq!(again.duplicate, head == Offset(2), "{again:?}");
+    assert_eq!(log.read("one").len(), 2);
+}
