@@ -16,7 +16,7 @@ use super::{Indexed, Shared, since};
 use crate::metrics::{Budget, StorageState, Work};
 use crate::protocol::Batch;
 use crate::storage::checkpoint;
-use crate::storage::commit::{BodyPlace, CommitSeq, Floor};
+use crate::storage::commit::{BodyPlace, CommitSeq, Floor, JournalFileId, SECTOR_BYTES};
 use crate::storage::engine::{EngineError, Health, Read, ReadAt};
 use crate::storage::error::StorageError;
 use crate::storage::journal::{JournalFiles, JournalUse};
@@ -40,6 +40,10 @@ const RETRY_AFTER: Duration = Duration::from_secs(5);
 /// A step of the system's clock beyond this suspends retention by age.
 const CLOCK_STEP_MAX: Duration = Duration::from_secs(600);
 
+/// So many batches in the journal make a stretch due however short they are: what is known of their places is in
+/// memory, 256 MiB then.
+const INDEXED_BATCHES_MAX: u64 = (256 << 20) / size_of::<Indexed>() as u64;
+
 /// Volumes below this are joined with their neighbours, in stored bytes.
 const SMALL_VOLUME_BYTES: u64 = 32 << 20;
 
@@ -58,6 +62,10 @@ pub(super) struct Keeper {
     files: JournalFiles,
     manifest: Manifest,
     rules: Vec<(WildMatch, Retention)>,
+    /// Where the commits begin that no volume has; `None` while that is not known.
+    begins: Option<(JournalFileId, u64)>,
+    /// When the oldest of them was made, or first seen.
+    oldest: Option<Time>,
     retry: Option<Instant>,
     slow: Instant,
     clock: Clock,
@@ -74,7 +82,8 @@ impl Keeper {
     pub(super) fn new(shared: Arc<Shared>, manifest: Manifest, files: JournalFiles) -> Self {
         let rules = shared.options.retention.iter().map(|rule| (WildMatch::new(&rule.rooms), rule.clone())).collect();
         let clock = Clock { wall: Time::now(), steady: Instant::now(), alarm: false };
-        Self { shared, files, manifest, rules, retry: None, slow: Instant::now(), clock }
+        let (slow, begins, oldest, retry) = (Instant::now(), None, None, None);
+        Self { shared, files, manifest, rules, begins, oldest, retry, slow, clock }
     }
 
     pub(super) fn run(mut self) {
@@ -145,7 +154,7 @@ impl Keeper {
             tracing::warn!("no journal file could be reserved: {error}");
         }
         let full = matches!(*self.shared.health.lock(), Health::Full(_));
-        let over = self.journal_use().live >= self.shared.options.journal_bytes_max;
+        let over = self.is_over();
         if over != self.shared.behind.swap(over, Ordering::Relaxed) && over {
             tracing::warn!("the journal has grown to its limit: publishers wait until a volume is built");
         }
@@ -167,17 +176,42 @@ impl Keeper {
         self.files.bytes()
     }
 
-    fn stretch_is_due(&self) -> bool {
-        let committed = *self.shared.committed.lock();
-        if committed.seq < self.manifest.journal.seq {
+    /// Whether there are commits that no volume has.
+    fn has_stretch(&self) -> bool {
+        self.shared.committed.lock().seq >= self.manifest.journal.seq
+    }
+
+    /// The bytes of commits that no volume has: the file that is written may hold older ones.
+    fn stretch_bytes(&self) -> u64 {
+        let bytes = self.files.live().into_iter().map(|file| match self.begins {
+            Some((id, _)) if file.id < id => 0,
+            Some((id, at)) if file.id == id => file.end.saturating_sub(at),
+            _ => file.end - SECTOR_BYTES as u64,
+        });
+        bytes.sum()
+    }
+
+    fn stretch_is_due(&mut self) -> bool {
+        if !self.has_stretch() {
+            self.oldest = None;
             return false;
         }
-        if self.journal_use().commits >= self.shared.options.stretch_bytes {
-            return true;
-        }
-        let oldest = self.files.live().first().and_then(|file| file.commits).map(|commits| commits.first_time);
+        let now = self.shared.now();
+        let oldest = *self.oldest.get_or_insert_with(|| {
+            // After a start the time of what was recovered counts.
+            let file = self.files.live().into_iter().next().filter(|_| self.begins.is_none());
+            file.and_then(|file| file.commits).map_or(now, |commits| commits.first_time)
+        });
         let age_max = u64::try_from(self.shared.options.stretch_age_max.as_micros()).unwrap_or(u64::MAX);
-        oldest.is_some_and(|oldest| self.shared.now().0.saturating_sub(oldest.0) > age_max)
+        now.0.saturating_sub(oldest.0) > age_max
+            || self.is_over()
+            || self.shared.indexed.load(Ordering::Relaxed) >= INDEXED_BATCHES_MAX
+            || self.stretch_bytes() >= self.shared.options.stretch_bytes
+    }
+
+    /// Whether the journal has grown to its limit, and a volume would make it shorter.
+    fn is_over(&self) -> bool {
+        self.journal_use().live >= self.shared.options.journal_bytes_max && self.has_stretch()
     }
 
     /// Makes a volume of all that is committed by now, and lets that stretch of the journal go.
@@ -215,6 +249,7 @@ impl Keeper {
         manifest.volumes.extend(built.iter().map(entry));
         manifest.journal = self.files.start_at(stretch.last.seq.next()).ok_or(KeepError::Stretch)?;
         self.swap(manifest)?;
+        (self.begins, self.oldest) = (Some((stretch.last.file, stretch.last.end)), None);
 
         // Published before the journal is dropped: a reader finds the records in one or the other.
         let added: Vec<_> = built.iter().map(|built| built.id).collect();
@@ -517,7 +552,7 @@ impl Keeper {
         let metrics = &shared.metrics;
         let journal = self.journal_use();
         metrics.journal_bytes.set((journal.live + journal.reserved + journal.spare) as f64);
-        metrics.builder_backlog.set(journal.commits as f64);
+        metrics.builder_backlog.set(self.stretch_bytes() as f64);
         metrics.volumes.set(self.manifest.volumes.len() as f64);
         let volumes =
             self.manifest.volumes.iter().map(|volume| shared.volumes.disk_bytes(VolumeId(volume.id)).unwrap_or(0));

@@ -16,6 +16,56 @@ fn ahead(log: &Stepped, by: Duration) {
 const HOUR: Duration = Duration::from_secs(3600);
 
 #[test]
+fn a_stretch_that_was_built_for_its_age_is_not_due_again_with_the_next_record() {
+    let remembering = Options { publisher_age_max: 100 * HOUR, ..options(1) };
+    let mut log = Stepped::open(remembering, &FaultyDisk::new(1), &new_store()).expect("a new log");
+    let mut publisher = Source::new("one");
+    let volumes = |log: &Stepped| log.shared.volumes.infos().len();
+    log.publish(&[publisher.next(1, 10)]).pop().expect("one answer").expect("stored");
+    log.keeper.step();
+    ahead(&log, 25 * HOUR);
+    log.keeper.step();
+    assert_eq!(volumes(&log), 1, "a day has passed");
+    for _ in 0..5 {
+        log.publish(&[publisher.next(1, 10)]).pop().expect("one answer").expect("stored");
+        log.keeper.step();
+    }
+    assert_eq!(volumes(&log), 1, "the new stretch is young");
+    ahead(&log, 25 * HOUR);
+    log.keeper.step();
+    assert_eq!(volumes(&log), 2);
+}
+
+#[test]
+fn a_short_stretch_is_not_due_again_while_its_journal_file_is_in_use() {
+    let stretch = Options { stretch_bytes: 100 << 10, ..options(1) };
+    let mut log = Stepped::open(stretch, &FaultyDisk::new(1), &new_store()).expect("a new log");
+    let mut publisher = Source::new("one");
+    for round in 1..=3 {
+        for _ in 0..3 {
+            log.publish(&[publisher.next(1, 30_000)]);
+            log.keeper.step();
+            assert_eq!(log.shared.volumes.infos().len(), round - 1);
+        }
+        log.publish(&[publisher.next(1, 30_000)]);
+        log.keeper.step();
+        assert_eq!(log.shared.volumes.infos().len(), round);
+    }
+}
+
+#[test]
+fn publishers_go_on_when_the_journal_may_be_no_longer_than_a_stretch() {
+    let tight = Options { stretch_bytes: 2 << 20, journal_bytes_max: 2 << 20, ..options(1) };
+    let mut log = Stepped::open(tight, &FaultyDisk::new(1), &new_store()).expect("a new log");
+    let mut publisher = Source::new("one");
+    for _ in 0..40 {
+        log.publish(&[publisher.next(2, 60_000)]).pop().expect("one answer").expect("stored");
+        log.keeper.step();
+        assert!(!log.shared.behind.load(Ordering::Relaxed), "the keeper has made room");
+    }
+}
+
+#[test]
 fn a_checkpoint_does_not_wait_for_a_commit_that_had_nothing_to_write() {
     let mut log = Stepped::open(options(1), &FaultyDisk::new(1), &new_store()).expect("a new log");
     log.publish(&[Source::new("one").next(1, 10)]);
