@@ -37,6 +37,9 @@ const SLOW_PERIOD: Duration = Duration::from_secs(1);
 /// How long it waits after work that failed.
 const RETRY_AFTER: Duration = Duration::from_secs(5);
 
+/// Rooms whose floors rise in one pass; the others follow in the next.
+const RISES_MAX: usize = 10_000;
+
 /// A step of the system's clock beyond this suspends retention by age.
 const CLOCK_STEP_MAX: Duration = Duration::from_secs(600);
 
@@ -160,7 +163,8 @@ impl Keeper {
         }
         let free = self.shared.disk.free_bytes().unwrap_or(0);
         let enough = free >= self.shared.options.disk_reserve_bytes;
-        if full && enough {
+        // Some space is not enough for a file that could not be made.
+        if full && enough && !self.files.wants_reserve() {
             tracing::info!("there is space again, publishes are accepted");
             *self.shared.health.lock() = Health::Ok;
             self.shared.metrics.storage_state.set(StorageState::Accepting.number());
@@ -222,12 +226,7 @@ impl Keeper {
         let id = self.next_volume()?;
         let rooms = self.shared.catalog.by_id();
         let shared = Arc::clone(&self.shared);
-        let (mut floors, mut body) = (HashMap::new(), Vec::new());
-        for (id, name) in &rooms {
-            if let Some(facts) = shared.catalog.facts(name.as_str()) {
-                floors.insert(id.0, facts.floor);
-            }
-        }
+        let (floors, mut body) = (shared.catalog.floors(), Vec::new());
         let input = rooms.iter().flat_map(|(id, name)| {
             let places = stretch.places(&shared, name);
             places.into_iter().map(|indexed| (id.0, indexed))
@@ -380,8 +379,7 @@ impl Keeper {
         if self.manifest.volumes.is_empty() {
             return Ok(false);
         }
-        let floors: HashMap<u64, Offset> =
-            self.shared.catalog.floors().into_iter().map(|(id, facts)| (id.0, facts.floor)).collect();
+        let floors = self.shared.catalog.floors();
         let floor = |room| floors.get(&room).copied().unwrap_or_default();
         let below = u64::from(self.shared.options.rewrite_below_percent);
         let mut small = Vec::new();
@@ -473,7 +471,8 @@ impl Keeper {
 
     /// Raises the floors that retention asks for.
     pub(super) fn retain(&mut self) {
-        if self.rules.is_empty() {
+        // Floors that are not committed yet would be counted twice.
+        if self.rules.is_empty() || self.shared.queue.rising() > 0 {
             return;
         }
         let by_age = self.clock.is_steady(Time::now());
@@ -485,7 +484,7 @@ impl Keeper {
         let due = self
             .shared
             .catalog
-            .filter(|name, facts| rule(name).is_some_and(|rule| Excess::of(rule, facts, now, by_age).any()));
+            .filter(RISES_MAX, |name, facts| rule(name).is_some_and(|rule| Excess::of(rule, facts, now, by_age).any()));
         let mut rises = Vec::new();
         for name in due {
             let Some(rule) = rule(&name) else { continue };
@@ -541,7 +540,9 @@ impl Keeper {
             && let Read::Block(block) = self.shared.read(&room, ReadAt::After(rise.floor))?
         {
             // The walk ended with a block: what stays begins with the next one.
-            (rise.first, rise.first_time) = (block.first, block.last_time);
+            let batch = Batch::parse(&block.body);
+            let batch = batch.map_err(|error| EngineError::Damaged(format!("room {name:?}: {error}")))?;
+            (rise.first, rise.first_time) = (block.first, batch.header.time);
         }
         Ok(Some(Rise { room, floor: rise }))
     }

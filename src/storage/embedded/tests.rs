@@ -19,6 +19,7 @@ use crate::storage::options::Retention;
 use crate::storage::room::Targets;
 use crate::types::{NewRecord, PublisherId};
 
+mod committing;
 mod keeping;
 mod reading;
 

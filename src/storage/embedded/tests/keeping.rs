@@ -100,3 +100,58 @@ fn a_checkpoint_never_holds_what_a_failed_commit_would_have_stored() {
     assert_eq!(again.duplicate, head == Offset(2), "{again:?}");
     assert_eq!(log.read("one").len(), 2);
 }
+
+#[test]
+fn floors_that_rise_again_before_they_are_committed_are_not_counted_twice() {
+    let rule = Retention { rooms: "*".to_owned(), max_age: Some(10 * HOUR), ..Retention::default() };
+    let aged = Options { retention: vec![rule], ..options(1) };
+    let mut log = Stepped::open(aged, &FaultyDisk::new(1), &new_store()).expect("a new log");
+    let mut publisher = Source::new("one");
+    for _ in 0..10 {
+        log.publish(&[publisher.next(1, 10)]);
+        ahead(&log, HOUR);
+    }
+    ahead(&log, 3 * HOUR);
+    log.keeper.retain();
+    ahead(&log, 3 * HOUR);
+    log.keeper.retain();
+    assert_eq!(log.committer.step(), Step::Answered);
+    log.read("one");
+    log.keeper.retain();
+    log.committer.step();
+    assert_eq!(log.read("one").len(), 4);
+}
+
+#[test]
+fn the_oldest_record_keeps_its_own_time_when_retention_ends_with_a_block() {
+    let rule = Retention { rooms: "*".to_owned(), max_records: Some(3), ..Retention::default() };
+    let few = Options { retention: vec![rule], tails_bytes_max: 0, ..options(1) };
+    let mut log = Stepped::open(few, &FaultyDisk::new(1), &new_store()).expect("a new log");
+    let mut publisher = Source::new("one");
+    // As long as a batch may be: what follows is in a block of its own.
+    log.publish(&[publisher.next(5, 13_085)]).pop().expect("one answer").expect("stored");
+    let mut times = Vec::new();
+    for _ in 0..3 {
+        ahead(&log, HOUR);
+        times.push(log.publish(&[publisher.next(1, 10)]).pop().expect("one answer").expect("stored").time);
+    }
+    log.keeper.retain();
+    log.committer.step();
+    let facts = log.shared.catalog.facts("one").expect("a room");
+    assert_eq!((facts.first, facts.first_time, facts.records), (Offset(6), times[0], 3));
+}
+
+#[test]
+fn a_disk_that_has_space_but_not_for_a_journal_file_stays_full() {
+    let disk = FaultyDisk::new(1);
+    let mut log = Stepped::open(options(1), &disk, &new_store()).expect("a new log");
+    disk.set_capacity(3 << 20);
+    let mut publisher = Source::new("one");
+    while log.publish(&[publisher.next(1, 30_000)]).pop().expect("one answer").is_ok() {}
+    assert!(matches!(*log.shared.health.lock(), Health::Full(_)));
+    log.keeper.reserve();
+    assert!(matches!(*log.shared.health.lock(), Health::Full(_)), "nothing has changed");
+    disk.set_capacity(64 << 20);
+    log.keeper.reserve();
+    assert_eq!(*log.shared.health.lock(), Health::Ok);
+}
