@@ -12,7 +12,10 @@ use parking_lot::RwLock;
 use super::checkpoint::{Checkpoint, Place};
 use super::engine::EngineError;
 use super::room::{Facts, Room, RoomId};
-use crate::types::RoomName;
+use crate::types::{Offset, RoomName};
+
+/// So many rooms are looked at while the catalog is held.
+const WALK_ROOMS: usize = 1024;
 
 #[derive(Debug)]
 pub(crate) struct Catalog {
@@ -170,9 +173,17 @@ impl Catalog {
         list
     }
 
-    /// What is known of each room, by its number.
-    pub(crate) fn floors(&self) -> HashMap<RoomId, Facts> {
-        self.rooms.read().known.values().map(|known| (known.id, known.facts())).collect()
+    /// The floors that have risen, by the number of the room.
+    pub(crate) fn floors(&self) -> HashMap<u64, Offset> {
+        let mut floors = HashMap::new();
+        self.walk(|_, known| {
+            let floor = known.facts().floor;
+            if floor > Offset::ZERO {
+                floors.insert(known.id.0, floor);
+            }
+            true
+        });
+        floors
     }
 
     /// The room if it is loaded, else what the checkpoint holds of it.
@@ -191,10 +202,37 @@ impl Catalog {
         self.rooms.read().known.get(name).and_then(|known| known.room.clone())
     }
 
-    /// Rooms whose facts satisfy a test, without loading them.
-    pub(crate) fn filter(&self, mut test: impl FnMut(&RoomName, &Facts) -> bool) -> Vec<RoomName> {
-        let rooms = self.rooms.read();
-        rooms.known.iter().filter(|(name, known)| test(name, &known.facts())).map(|(name, _)| name.clone()).collect()
+    /// The first rooms whose facts satisfy a test, `limit` at most, without loading them.
+    pub(crate) fn filter(&self, limit: usize, mut test: impl FnMut(&RoomName, &Facts) -> bool) -> Vec<RoomName> {
+        let mut found = Vec::new();
+        self.walk(|name, known| {
+            if found.len() < limit && test(name, &known.facts()) {
+                found.push(name.clone());
+            }
+            found.len() < limit
+        });
+        found
+    }
+
+    /// Looks at all rooms, a few at a time, as long as `look` wants more: who waits for the catalog meanwhile, the
+    /// committer among them, gets it in between. Rooms that come into being meanwhile may be missing.
+    fn walk(&self, mut look: impl FnMut(&RoomName, &Known) -> bool) {
+        let mut behind: Option<RoomName> = None;
+        loop {
+            let rooms = self.rooms.read();
+            let from = behind.as_ref().map_or(Bound::Unbounded, |name| Bound::Excluded(name.as_str()));
+            let (mut seen, mut last) = (0, None);
+            for (name, known) in rooms.known.range::<str, _>((from, Bound::Unbounded)).take(WALK_ROOMS) {
+                if !look(name, known) {
+                    return;
+                }
+                (seen, last) = (seen + 1, Some(name));
+            }
+            if seen < WALK_ROOMS {
+                return;
+            }
+            behind = last.cloned();
+        }
     }
 }
 

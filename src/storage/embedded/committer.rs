@@ -16,7 +16,7 @@ use super::{Indexed, Shared};
 use crate::metrics::StorageState;
 use crate::protocol::{BATCH_BYTES_MAX, BatchBuilder, BatchHeader, RecordArea, RunHeader};
 use crate::storage::Source;
-use crate::storage::commit::{BodySpan, CommitBuilder, SECTOR_BYTES};
+use crate::storage::commit::{BodySpan, CommitBuilder, SECTOR_BYTES, UNIT_BYTES_MAX};
 use crate::storage::engine::{Append, Appended, Block, Health, Outcome, Refused};
 use crate::storage::journal::{Journal, JournalFiles};
 use crate::storage::publishers::Verdict;
@@ -32,8 +32,16 @@ const BEHIND_PERIOD: Duration = Duration::from_millis(20);
 /// What a batch in a tail takes beyond its body, about, in bytes.
 const TAIL_BATCH_OVERHEAD_BYTES: usize = 192;
 
-/// What a commit takes for an append beyond its records, at most, in bytes.
-const APPEND_OVERHEAD_BYTES: usize = 512;
+/// What a unit takes for a floor, or for one batch of an append beyond its records, its user and its room's name, at
+/// most, in bytes.
+const APPEND_OVERHEAD_BYTES: usize = 256;
+
+/// The appends of one commit, with all that a unit takes for them, in bytes; a single one is shorter by far.
+const APPENDS_BYTES_MAX: usize = 24 << 20;
+
+/// The floors of one commit.
+const FLOORS_MAX: usize = 20_000;
+const _: () = assert!(APPENDS_BYTES_MAX + (FLOORS_MAX + 1) * APPEND_OVERHEAD_BYTES < UNIT_BYTES_MAX);
 
 pub(crate) struct Committer {
     shared: Arc<Shared>,
@@ -154,13 +162,29 @@ impl Committer {
         let mut appends = 0..0;
         let mut floors = &gathered.floors[..];
         while appends.end < gathered.appends.len() || !floors.is_empty() {
-            let bytes_before = appends.end.checked_sub(1).map_or(0, |last| gathered.appends[last].bytes_end);
-            let bytes_max = self.shared.options.commit_bytes_max;
-            let rest = &gathered.appends[appends.end..];
-            let taken = rest.partition_point(|append| append.bytes_end - bytes_before <= bytes_max).max(1);
-            appends = appends.end..(appends.end + taken).min(gathered.appends.len());
-            self.commit(gathered, appends.clone(), std::mem::take(&mut floors));
+            let rising;
+            (rising, floors) = floors.split_at(floors.len().min(FLOORS_MAX));
+            appends = appends.end..self.end_of_commit(gathered, appends.end);
+            self.commit(gathered, appends.clone(), rising);
+            self.shared.queue.risen(rising.len());
         }
+    }
+
+    /// Where a commit ends that begins with this append: it has at most so many bytes of records, and is no longer
+    /// than a unit may be, but has one append at least.
+    fn end_of_commit(&self, gathered: &Gathered, first: usize) -> usize {
+        let records_max = self.shared.options.commit_bytes_max;
+        let mut start = first.checked_sub(1).map_or(0, |last| gathered.appends[last].bytes_end);
+        let (mut records, mut unit) = (0, 0);
+        for (index, append) in gathered.appends.iter().enumerate().skip(first) {
+            let bytes = append.bytes_end - start;
+            (records, unit) = (records + bytes, unit + unit_bytes_max(append, bytes));
+            if index > first && (records > records_max || unit > APPENDS_BYTES_MAX) {
+                return index;
+            }
+            start = append.bytes_end;
+        }
+        gathered.appends.len()
     }
 
     fn commit(&mut self, gathered: &Gathered, appends: std::ops::Range<usize>, floors: &[Rise]) {
@@ -174,9 +198,13 @@ impl Committer {
         let start =
             |ends: fn(&Append) -> usize| appends.start.checked_sub(1).map_or(0, |at| ends(&gathered.appends[at]));
         let (mut bytes_at, mut hashes_at) = (start(|append| append.bytes_end), start(|append| append.hashes_end));
-        let bytes = gathered.appends[appends.clone()].last().map_or(0, |append| append.bytes_end - bytes_at);
-        let room_for = bytes + (appends.len() + floors.len() + 1) * APPEND_OVERHEAD_BYTES;
-        let obstacle = self.obstacle(room_for);
+        let mut unit_bytes = (floors.len() + 1) * APPEND_OVERHEAD_BYTES;
+        let mut before = bytes_at;
+        for append in &gathered.appends[appends.clone()] {
+            unit_bytes += unit_bytes_max(append, append.bytes_end - before);
+            before = append.bytes_end;
+        }
+        let obstacle = self.obstacle(unit_bytes);
         for append in &gathered.appends[appends.clone()] {
             let area = &gathered.bytes[bytes_at..append.bytes_end];
             let hashes = &gathered.hashes[hashes_at..append.hashes_end];
@@ -396,6 +424,13 @@ impl Committer {
             commit.room = None;
         }
     }
+}
+
+/// What a unit takes for an append with so many bytes of records, at most.
+fn unit_bytes_max(append: &Append, bytes: usize) -> usize {
+    // Two batches that follow each other are together longer than one may be.
+    let batches = 2 + 2 * bytes / BATCH_BYTES_MAX;
+    bytes + append.room.name().as_str().len() + batches * (APPEND_OVERHEAD_BYTES + append.user.len())
 }
 
 impl RoomCommit {

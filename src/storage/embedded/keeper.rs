@@ -16,7 +16,7 @@ use super::{Indexed, Shared, since};
 use crate::metrics::{Budget, StorageState, Work};
 use crate::protocol::Batch;
 use crate::storage::checkpoint;
-use crate::storage::commit::{BodyPlace, CommitSeq, Floor};
+use crate::storage::commit::{BodyPlace, CommitSeq, Floor, JournalFileId, SECTOR_BYTES};
 use crate::storage::engine::{EngineError, Health, Read, ReadAt};
 use crate::storage::error::StorageError;
 use crate::storage::journal::{JournalFiles, JournalUse};
@@ -37,8 +37,15 @@ const SLOW_PERIOD: Duration = Duration::from_secs(1);
 /// How long it waits after work that failed.
 const RETRY_AFTER: Duration = Duration::from_secs(5);
 
+/// Rooms whose floors rise in one pass; the others follow in the next.
+const RISES_MAX: usize = 10_000;
+
 /// A step of the system's clock beyond this suspends retention by age.
 const CLOCK_STEP_MAX: Duration = Duration::from_secs(600);
+
+/// So many batches in the journal make a stretch due however short they are: what is known of their places is in
+/// memory, 256 MiB then.
+const INDEXED_BATCHES_MAX: u64 = (256 << 20) / size_of::<Indexed>() as u64;
 
 /// Volumes below this are joined with their neighbours, in stored bytes.
 const SMALL_VOLUME_BYTES: u64 = 32 << 20;
@@ -58,6 +65,10 @@ pub(super) struct Keeper {
     files: JournalFiles,
     manifest: Manifest,
     rules: Vec<(WildMatch, Retention)>,
+    /// Where the commits begin that no volume has; `None` while that is not known.
+    begins: Option<(JournalFileId, u64)>,
+    /// When the oldest of them was made, or first seen.
+    oldest: Option<Time>,
     retry: Option<Instant>,
     slow: Instant,
     clock: Clock,
@@ -74,7 +85,8 @@ impl Keeper {
     pub(super) fn new(shared: Arc<Shared>, manifest: Manifest, files: JournalFiles) -> Self {
         let rules = shared.options.retention.iter().map(|rule| (WildMatch::new(&rule.rooms), rule.clone())).collect();
         let clock = Clock { wall: Time::now(), steady: Instant::now(), alarm: false };
-        Self { shared, files, manifest, rules, retry: None, slow: Instant::now(), clock }
+        let (slow, begins, oldest, retry) = (Instant::now(), None, None, None);
+        Self { shared, files, manifest, rules, begins, oldest, retry, slow, clock }
     }
 
     pub(super) fn run(mut self) {
@@ -145,13 +157,14 @@ impl Keeper {
             tracing::warn!("no journal file could be reserved: {error}");
         }
         let full = matches!(*self.shared.health.lock(), Health::Full(_));
-        let over = self.journal_use().live >= self.shared.options.journal_bytes_max;
+        let over = self.is_over();
         if over != self.shared.behind.swap(over, Ordering::Relaxed) && over {
             tracing::warn!("the journal has grown to its limit: publishers wait until a volume is built");
         }
         let free = self.shared.disk.free_bytes().unwrap_or(0);
         let enough = free >= self.shared.options.disk_reserve_bytes;
-        if full && enough {
+        // Some space is not enough for a file that could not be made.
+        if full && enough && !self.files.wants_reserve() {
             tracing::info!("there is space again, publishes are accepted");
             *self.shared.health.lock() = Health::Ok;
             self.shared.metrics.storage_state.set(StorageState::Accepting.number());
@@ -167,17 +180,42 @@ impl Keeper {
         self.files.bytes()
     }
 
-    fn stretch_is_due(&self) -> bool {
-        let committed = *self.shared.committed.lock();
-        if committed.seq < self.manifest.journal.seq {
+    /// Whether there are commits that no volume has.
+    fn has_stretch(&self) -> bool {
+        self.shared.committed.lock().seq >= self.manifest.journal.seq
+    }
+
+    /// The bytes of commits that no volume has: the file that is written may hold older ones.
+    fn stretch_bytes(&self) -> u64 {
+        let bytes = self.files.live().into_iter().map(|file| match self.begins {
+            Some((id, _)) if file.id < id => 0,
+            Some((id, at)) if file.id == id => file.end.saturating_sub(at),
+            _ => file.end - SECTOR_BYTES as u64,
+        });
+        bytes.sum()
+    }
+
+    fn stretch_is_due(&mut self) -> bool {
+        if !self.has_stretch() {
+            self.oldest = None;
             return false;
         }
-        if self.journal_use().commits >= self.shared.options.stretch_bytes {
-            return true;
-        }
-        let oldest = self.files.live().first().and_then(|file| file.commits).map(|commits| commits.first_time);
+        let now = self.shared.now();
+        let oldest = *self.oldest.get_or_insert_with(|| {
+            // After a start the time of what was recovered counts.
+            let file = self.files.live().into_iter().next().filter(|_| self.begins.is_none());
+            file.and_then(|file| file.commits).map_or(now, |commits| commits.first_time)
+        });
         let age_max = u64::try_from(self.shared.options.stretch_age_max.as_micros()).unwrap_or(u64::MAX);
-        oldest.is_some_and(|oldest| self.shared.now().0.saturating_sub(oldest.0) > age_max)
+        now.0.saturating_sub(oldest.0) > age_max
+            || self.is_over()
+            || self.shared.indexed.load(Ordering::Relaxed) >= INDEXED_BATCHES_MAX
+            || self.stretch_bytes() >= self.shared.options.stretch_bytes
+    }
+
+    /// Whether the journal has grown to its limit, and a volume would make it shorter.
+    fn is_over(&self) -> bool {
+        self.journal_use().live >= self.shared.options.journal_bytes_max && self.has_stretch()
     }
 
     /// Makes a volume of all that is committed by now, and lets that stretch of the journal go.
@@ -188,12 +226,7 @@ impl Keeper {
         let id = self.next_volume()?;
         let rooms = self.shared.catalog.by_id();
         let shared = Arc::clone(&self.shared);
-        let (mut floors, mut body) = (HashMap::new(), Vec::new());
-        for (id, name) in &rooms {
-            if let Some(facts) = shared.catalog.facts(name.as_str()) {
-                floors.insert(id.0, facts.floor);
-            }
-        }
+        let (floors, mut body) = (shared.catalog.floors(), Vec::new());
         let input = rooms.iter().flat_map(|(id, name)| {
             let places = stretch.places(&shared, name);
             places.into_iter().map(|indexed| (id.0, indexed))
@@ -215,6 +248,7 @@ impl Keeper {
         manifest.volumes.extend(built.iter().map(entry));
         manifest.journal = self.files.start_at(stretch.last.seq.next()).ok_or(KeepError::Stretch)?;
         self.swap(manifest)?;
+        (self.begins, self.oldest) = (Some((stretch.last.file, stretch.last.end)), None);
 
         // Published before the journal is dropped: a reader finds the records in one or the other.
         let added: Vec<_> = built.iter().map(|built| built.id).collect();
@@ -283,16 +317,23 @@ impl Keeper {
     }
 
     /// Waits for the commit that is being made, if one is: the checkpoint may have seen it.
-    fn wait_until_durable(&self) -> Result<(), KeepError> {
+    pub(super) fn wait_until_durable(&self) -> Result<(), KeepError> {
         let making = self.shared.making();
         let mut committed = self.shared.committed.lock();
-        while committed.seq < making {
-            if matches!(*self.shared.health.lock(), Health::Failed(_)) {
+        // Asked each time: a commit that turned out to have nothing to write is made no more.
+        while committed.seq < making.min(self.shared.making()) {
+            if self.has_failed() {
                 return Err(KeepError::Failed);
             }
             self.shared.committed_changed.wait_for(&mut committed, PERIOD);
         }
-        Ok(())
+        drop(committed);
+        // A commit that failed is not being made any more either, but rooms remember it.
+        if self.has_failed() { Err(KeepError::Failed) } else { Ok(()) }
+    }
+
+    fn has_failed(&self) -> bool {
+        matches!(*self.shared.health.lock(), Health::Failed(_))
     }
 
     fn swap(&mut self, manifest: Manifest) -> Result<(), KeepError> {
@@ -338,8 +379,7 @@ impl Keeper {
         if self.manifest.volumes.is_empty() {
             return Ok(false);
         }
-        let floors: HashMap<u64, Offset> =
-            self.shared.catalog.floors().into_iter().map(|(id, facts)| (id.0, facts.floor)).collect();
+        let floors = self.shared.catalog.floors();
         let floor = |room| floors.get(&room).copied().unwrap_or_default();
         let below = u64::from(self.shared.options.rewrite_below_percent);
         let mut small = Vec::new();
@@ -431,7 +471,8 @@ impl Keeper {
 
     /// Raises the floors that retention asks for.
     pub(super) fn retain(&mut self) {
-        if self.rules.is_empty() {
+        // Floors that are not committed yet would be counted twice.
+        if self.rules.is_empty() || self.shared.queue.rising() > 0 {
             return;
         }
         let by_age = self.clock.is_steady(Time::now());
@@ -443,7 +484,7 @@ impl Keeper {
         let due = self
             .shared
             .catalog
-            .filter(|name, facts| rule(name).is_some_and(|rule| Excess::of(rule, facts, now, by_age).any()));
+            .filter(RISES_MAX, |name, facts| rule(name).is_some_and(|rule| Excess::of(rule, facts, now, by_age).any()));
         let mut rises = Vec::new();
         for name in due {
             let Some(rule) = rule(&name) else { continue };
@@ -499,7 +540,9 @@ impl Keeper {
             && let Read::Block(block) = self.shared.read(&room, ReadAt::After(rise.floor))?
         {
             // The walk ended with a block: what stays begins with the next one.
-            (rise.first, rise.first_time) = (block.first, block.last_time);
+            let batch = Batch::parse(&block.body);
+            let batch = batch.map_err(|error| EngineError::Damaged(format!("room {name:?}: {error}")))?;
+            (rise.first, rise.first_time) = (block.first, batch.header.time);
         }
         Ok(Some(Rise { room, floor: rise }))
     }
@@ -510,7 +553,7 @@ impl Keeper {
         let metrics = &shared.metrics;
         let journal = self.journal_use();
         metrics.journal_bytes.set((journal.live + journal.reserved + journal.spare) as f64);
-        metrics.builder_backlog.set(journal.commits as f64);
+        metrics.builder_backlog.set(self.stretch_bytes() as f64);
         metrics.volumes.set(self.manifest.volumes.len() as f64);
         let volumes =
             self.manifest.volumes.iter().map(|volume| shared.volumes.disk_bytes(VolumeId(volume.id)).unwrap_or(0));

@@ -106,7 +106,6 @@ impl Shared {
         let end = place.at + u64::from(place.bytes);
         *self.committed.lock() = Committed { seq, file: place.file, end };
         self.committed_changed.notify_all();
-        self.committed_changed.notify_all();
         self.metrics.budget_used[Budget::Tails].set(tails_bytes as f64);
     }
 

@@ -55,6 +55,8 @@ pub(crate) struct CommitQueue {
     gathered: Mutex<Gathered>,
     /// The bytes of appends that are not answered yet.
     bytes: AtomicUsize,
+    /// Floors that are to rise and have not been committed yet.
+    rising: AtomicUsize,
     /// Whether the committer has gone to sleep.
     asleep: AtomicBool,
     closed: AtomicBool,
@@ -96,8 +98,22 @@ impl CommitQueue {
 
     /// Adds floors that are to rise.
     pub(crate) fn rise(&self, floors: impl IntoIterator<Item = Rise>) {
-        self.gathered.lock().floors.extend(floors);
+        let mut gathered = self.gathered.lock();
+        let before = gathered.floors.len();
+        gathered.floors.extend(floors);
+        self.rising.fetch_add(gathered.floors.len() - before, Ordering::SeqCst);
+        drop(gathered);
         self.wake();
+    }
+
+    /// How many floors are to rise and have not been committed yet.
+    pub(crate) fn rising(&self) -> usize {
+        self.rising.load(Ordering::SeqCst)
+    }
+
+    /// So many floors have risen, or will not.
+    pub(crate) fn risen(&self, floors: usize) {
+        self.rising.fetch_sub(floors, Ordering::SeqCst);
     }
 
     /// Exchanges what waits for an empty `Gathered`.

@@ -19,6 +19,8 @@ use crate::storage::options::Retention;
 use crate::storage::room::Targets;
 use crate::types::{NewRecord, PublisherId};
 
+mod committing;
+mod keeping;
 mod reading;
 
 /// The outgoing queue of a publisher in a room.

@@ -1,0 +1,132 @@
+//! What the committer must survive: commits of many small things, and whatever goes wrong in those it calls.
+
+use std::time::{Duration, Instant};
+
+use super::*;
+
+fn open(options: Options) -> Stepped {
+    let store: Arc<dyn BlockStore> = Arc::new(MemoryBlockStore::default());
+    Stepped::open(options, &FaultyDisk::new(1), &store).expect("a new log")
+}
+
+fn record() -> (Vec<u8>, u32) {
+    let mut area = Vec::new();
+    RecordArea::push(&mut area, &NewRecord::new(b"x"));
+    let hash = record_hash(RecordArea(&area).split_first().expect("encoded just now").expect("a record").0);
+    (area, hash)
+}
+
+#[test]
+fn a_commit_of_very_many_small_publishes_is_split_before_it_is_too_long_for_a_unit() {
+    let mut log = open(options(1));
+    let (area, hash) = record();
+    let room = log.shared.catalog.room("one").expect("a room");
+    let user: Arc<str> = Arc::from("u".repeat(1000));
+    let mut submission = Submission::new(Arc::clone(&log.answers) as Arc<dyn Reply>);
+    for seq in 1..=40_000_u32 {
+        let (room, user, publisher) = (Arc::clone(&room), Arc::clone(&user), PublisherId([1; 16]));
+        submission.push(room, user, publisher, seq.into(), None, seq, &area, [hash]);
+    }
+    assert!(log.shared.queue.submit(&mut submission));
+    assert_eq!(log.committer.step(), Step::Answered);
+    let answers = std::mem::take(&mut *log.answers.0.lock());
+    assert_eq!(answers.len(), 40_000);
+    assert!(answers.iter().all(|(tag, outcome)| outcome.as_ref().is_ok_and(|it| it.first.0 == u64::from(*tag))));
+    assert!(log.shared.committed.lock().seq.0 > 1, "more than one commit");
+}
+
+#[test]
+fn very_many_floors_are_split_before_they_are_too_long_for_a_unit() {
+    let mut log = open(options(1));
+    let mut publisher = Source::new("one");
+    log.publish(&[publisher.next(1, 10)]);
+    let room = log.shared.catalog.room("one").expect("a room");
+    let huge = 1 << 52;
+    let floor = crate::storage::commit::Floor {
+        floor: Offset(huge),
+        first: Offset(huge),
+        first_time: Time(u64::MAX),
+        records: huge,
+        bytes: huge,
+    };
+    let rise = super::super::queue::Rise { room, floor };
+    log.shared.queue.rise(std::iter::repeat_n(rise, 800_000));
+    assert_eq!(log.committer.step(), Step::Answered);
+    assert_eq!(*log.shared.health.lock(), Health::Ok);
+}
+
+/// Answers, and panics when it is to answer the third.
+#[derive(Debug, Default)]
+struct Fragile(Mutex<Vec<(u32, Outcome)>>);
+
+impl Reply for Fragile {
+    fn answered(&self, tag: u32, _bytes: usize, outcome: Outcome) {
+        assert_ne!(tag, 2, "as it is meant to be");
+        self.0.lock().push((tag, outcome));
+    }
+
+    fn flush(&self, _targets: Targets) {}
+}
+
+/// A store whose volumes cannot even be tried.
+#[derive(Debug)]
+struct Trap(MemoryBlockStore);
+
+impl BlockStore for Trap {
+    fn create(
+        &self,
+        _directory: &std::path::Path,
+    ) -> Result<Box<dyn crate::storage::block_store::BlockWriter>, crate::storage::block_store::BlockStoreError> {
+        panic!("as it is meant to be")
+    }
+
+    fn open(
+        &self,
+        directory: &std::path::Path,
+    ) -> Result<Arc<dyn crate::storage::block_store::BlockReader>, crate::storage::block_store::BlockStoreError> {
+        self.0.open(directory)
+    }
+
+    fn remove(&self, directory: &std::path::Path) -> Result<(), crate::storage::block_store::BlockStoreError> {
+        self.0.remove(directory)
+    }
+
+    fn used_bytes(&self, directory: &std::path::Path) -> Result<u64, crate::storage::block_store::BlockStoreError> {
+        self.0.used_bytes(directory)
+    }
+}
+
+fn wait_for(what: &str, mut there: impl FnMut() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while !there() {
+        assert!(Instant::now() < deadline, "in vain: {what}");
+        std::thread::yield_now();
+    }
+}
+
+fn started(options: Options, store: Arc<dyn BlockStore>) -> Embedded {
+    let disk = Arc::new(FaultyDisk::new(1));
+    let parts = assemble(options, Arc::new(Metrics::disabled()), disk, store).expect("a new log");
+    Embedded::start(parts, None).expect("threads")
+}
+
+fn submit_one(engine: &dyn Engine, reply: Arc<dyn Reply>) {
+    let (area, hash) = record();
+    let room = engine.room(&RoomName::new("one").expect("a name")).expect("a room");
+    let mut submission = Submission::new(reply);
+    submission.push(room, Arc::from(""), PublisherId([1; 16]), 1, None, 0, &area, [hash]);
+    engine.submit(&mut submission);
+}
+
+/// A publisher that is the last to hold the log.
+#[derive(Debug)]
+struct LastOwner(Mutex<Option<Arc<Embedded>>>, std::sync::mpsc::Sender<()>);
+
+impl Reply for LastOwner {
+    fn answered(&self, _tag: u32, _bytes: usize, _outcome: Outcome) {}
+
+    fn flush(&self, _targets: Targets) {
+        drop(self.0.lock().take());
+        let _ = self.1.send(());
+    }
+}

@@ -1,0 +1,157 @@
+//! What the keeper must not do: build for nothing, wait for ever, believe a failed commit, count twice.
+
+use std::time::Duration;
+
+use super::*;
+
+fn new_store() -> Arc<dyn BlockStore> {
+    Arc::new(MemoryBlockStore::default())
+}
+
+fn ahead(log: &Stepped, by: Duration) {
+    let by = u64::try_from(by.as_micros()).expect("a short time");
+    log.shared.clock_ahead_us.fetch_add(by, Ordering::Relaxed);
+}
+
+const HOUR: Duration = Duration::from_secs(3600);
+
+#[test]
+fn a_stretch_that_was_built_for_its_age_is_not_due_again_with_the_next_record() {
+    let remembering = Options { publisher_age_max: 100 * HOUR, ..options(1) };
+    let mut log = Stepped::open(remembering, &FaultyDisk::new(1), &new_store()).expect("a new log");
+    let mut publisher = Source::new("one");
+    let volumes = |log: &Stepped| log.shared.volumes.infos().len();
+    log.publish(&[publisher.next(1, 10)]).pop().expect("one answer").expect("stored");
+    log.keeper.step();
+    ahead(&log, 25 * HOUR);
+    log.keeper.step();
+    assert_eq!(volumes(&log), 1, "a day has passed");
+    for _ in 0..5 {
+        log.publish(&[publisher.next(1, 10)]).pop().expect("one answer").expect("stored");
+        log.keeper.step();
+    }
+    assert_eq!(volumes(&log), 1, "the new stretch is young");
+    ahead(&log, 25 * HOUR);
+    log.keeper.step();
+    assert_eq!(volumes(&log), 2);
+}
+
+#[test]
+fn a_short_stretch_is_not_due_again_while_its_journal_file_is_in_use() {
+    let stretch = Options { stretch_bytes: 100 << 10, ..options(1) };
+    let mut log = Stepped::open(stretch, &FaultyDisk::new(1), &new_store()).expect("a new log");
+    let mut publisher = Source::new("one");
+    for round in 1..=3 {
+        for _ in 0..3 {
+            log.publish(&[publisher.next(1, 30_000)]);
+            log.keeper.step();
+            assert_eq!(log.shared.volumes.infos().len(), round - 1);
+        }
+        log.publish(&[publisher.next(1, 30_000)]);
+        log.keeper.step();
+        assert_eq!(log.shared.volumes.infos().len(), round);
+    }
+}
+
+#[test]
+fn publishers_go_on_when_the_journal_may_be_no_longer_than_a_stretch() {
+    let tight = Options { stretch_bytes: 2 << 20, journal_bytes_max: 2 << 20, ..options(1) };
+    let mut log = Stepped::open(tight, &FaultyDisk::new(1), &new_store()).expect("a new log");
+    let mut publisher = Source::new("one");
+    for _ in 0..40 {
+        log.publish(&[publisher.next(2, 60_000)]).pop().expect("one answer").expect("stored");
+        log.keeper.step();
+        assert!(!log.shared.behind.load(Ordering::Relaxed), "the keeper has made room");
+    }
+}
+
+#[test]
+fn a_checkpoint_does_not_wait_for_a_commit_that_had_nothing_to_write() {
+    let mut log = Stepped::open(options(1), &FaultyDisk::new(1), &new_store()).expect("a new log");
+    log.publish(&[Source::new("one").next(1, 10)]);
+    let (shared, durable) = (Arc::clone(&log.shared), log.shared.committed.lock().seq);
+    shared.making.store(durable.next().0, Ordering::SeqCst);
+    let (done, ended) = std::sync::mpsc::channel();
+    let waiting = std::thread::spawn(move || {
+        let waited = log.keeper.wait_until_durable();
+        done.send(waited.is_ok()).expect("the test waits");
+    });
+    assert!(ended.recv_timeout(Duration::from_millis(200)).is_err(), "a commit is being made");
+    // All that it was to hold was refused.
+    shared.making.store(durable.0, Ordering::SeqCst);
+    assert_eq!(ended.recv_timeout(Duration::from_secs(10)), Ok(true), "there is no commit to wait for");
+    waiting.join().expect("no panic");
+}
+
+#[test]
+fn a_checkpoint_never_holds_what_a_failed_commit_would_have_stored() {
+    let (disk, store) = (FaultyDisk::new(1), new_store());
+    let mut log = Stepped::open(options(1), &disk, &store).expect("a new log");
+    let mut publisher = Source::new("one");
+    log.publish(&[publisher.next(1, 10)]).pop().expect("one answer").expect("stored");
+    disk.fail_at(disk.operations() + 1, Fault::Eio);
+    let lost = publisher.next(1, 10);
+    log.publish(std::slice::from_ref(&lost)).pop().expect("one answer").expect_err("the disk fails");
+    assert!(log.keeper.build().is_err(), "what the rooms remember is not to be trusted any more");
+    drop(log);
+    let mut log = Stepped::open(options(1), &disk.reopen(1), &store).expect("it opens");
+    let head = log.shared.catalog.facts("one").expect("a room").head;
+    let again = log.publish(&[lost]).pop().expect("one answer").expect("stored now, or found to be there");
+    assert_eq!(again.duplicate, head == Offset(2), "{again:?}");
+    assert_eq!(log.read("one").len(), 2);
+}
+
+#[test]
+fn floors_that_rise_again_before_they_are_committed_are_not_counted_twice() {
+    let rule = Retention { rooms: "*".to_owned(), max_age: Some(10 * HOUR), ..Retention::default() };
+    let aged = Options { retention: vec![rule], ..options(1) };
+    let mut log = Stepped::open(aged, &FaultyDisk::new(1), &new_store()).expect("a new log");
+    let mut publisher = Source::new("one");
+    for _ in 0..10 {
+        log.publish(&[publisher.next(1, 10)]);
+        ahead(&log, HOUR);
+    }
+    ahead(&log, 3 * HOUR);
+    log.keeper.retain();
+    ahead(&log, 3 * HOUR);
+    log.keeper.retain();
+    assert_eq!(log.committer.step(), Step::Answered);
+    log.read("one");
+    log.keeper.retain();
+    log.committer.step();
+    assert_eq!(log.read("one").len(), 4);
+}
+
+#[test]
+fn the_oldest_record_keeps_its_own_time_when_retention_ends_with_a_block() {
+    let rule = Retention { rooms: "*".to_owned(), max_records: Some(3), ..Retention::default() };
+    let few = Options { retention: vec![rule], tails_bytes_max: 0, ..options(1) };
+    let mut log = Stepped::open(few, &FaultyDisk::new(1), &new_store()).expect("a new log");
+    let mut publisher = Source::new("one");
+    // As long as a batch may be: what follows is in a block of its own.
+    log.publish(&[publisher.next(5, 13_085)]).pop().expect("one answer").expect("stored");
+    let mut times = Vec::new();
+    for _ in 0..3 {
+        ahead(&log, HOUR);
+        times.push(log.publish(&[publisher.next(1, 10)]).pop().expect("one answer").expect("stored").time);
+    }
+    log.keeper.retain();
+    log.committer.step();
+    let facts = log.shared.catalog.facts("one").expect("a room");
+    assert_eq!((facts.first, facts.first_time, facts.records), (Offset(6), times[0], 3));
+}
+
+#[test]
+fn a_disk_that_has_space_but_not_for_a_journal_file_stays_full() {
+    let disk = FaultyDisk::new(1);
+    let mut log = Stepped::open(options(1), &disk, &new_store()).expect("a new log");
+    disk.set_capacity(3 << 20);
+    let mut publisher = Source::new("one");
+    while log.publish(&[publisher.next(1, 30_000)]).pop().expect("one answer").is_ok() {}
+    assert!(matches!(*log.shared.health.lock(), Health::Full(_)));
+    log.keeper.reserve();
+    assert!(matches!(*log.shared.health.lock(), Health::Full(_)), "nothing has changed");
+    disk.set_capacity(64 << 20);
+    log.keeper.reserve();
+    assert_eq!(*log.shared.health.lock(), Health::Ok);
+}
