@@ -16,10 +16,10 @@ use super::{Indexed, Shared, since};
 use crate::metrics::{Budget, StorageState, Work};
 use crate::protocol::Batch;
 use crate::storage::checkpoint;
-use crate::storage::commit::{BodyPlace, CommitSeq, Floor};
+use crate::storage::commit::{BodyPlace, CommitSeq, Floor, JournalFileId, SECTOR_BYTES};
 use crate::storage::engine::{EngineError, Health, Read, ReadAt};
 use crate::storage::error::StorageError;
-use crate::storage::journal::{JournalFiles, JournalUse};
+use crate::storage::journal::{FileInfo, JournalFiles, JournalUse};
 use crate::storage::manifest::{Manifest, VolumeEntry};
 use crate::storage::marks::Durability;
 use crate::storage::options::Retention;
@@ -61,6 +61,10 @@ pub(super) struct Keeper {
     retry: Option<Instant>,
     slow: Instant,
     clock: Clock,
+    /// Up to where commits are in a volume, while the file that they end in is still written.
+    built: Option<(JournalFileId, u64)>,
+    /// When the oldest commit was made that is in no volume, about.
+    oldest: Option<Time>,
 }
 
 /// Watches the system's clock against the one that cannot be set.
@@ -74,7 +78,9 @@ impl Keeper {
     pub(super) fn new(shared: Arc<Shared>, manifest: Manifest, files: JournalFiles) -> Self {
         let rules = shared.options.retention.iter().map(|rule| (WildMatch::new(&rule.rooms), rule.clone())).collect();
         let clock = Clock { wall: Time::now(), steady: Instant::now(), alarm: false };
-        Self { shared, files, manifest, rules, retry: None, slow: Instant::now(), clock }
+        // After a start it may be older than it need be: the file that the last volume ended in counts whole.
+        let oldest = files.live().first().and_then(|file| file.commits).map(|commits| commits.first_time);
+        Self { shared, files, manifest, rules, retry: None, slow: Instant::now(), clock, built: None, oldest }
     }
 
     pub(super) fn run(mut self) {
@@ -167,17 +173,26 @@ impl Keeper {
         self.files.bytes()
     }
 
-    fn stretch_is_due(&self) -> bool {
+    /// Bytes of commits that are in no volume.
+    fn backlog_bytes(&self) -> u64 {
+        let built = |file: &FileInfo| match self.built {
+            Some((id, _)) if file.id < id => file.end,
+            Some((id, end)) if file.id == id => end,
+            _ => 0,
+        };
+        self.files.live().iter().map(|file| file.end.saturating_sub(built(file).max(SECTOR_BYTES as u64))).sum()
+    }
+
+    pub(super) fn stretch_is_due(&mut self) -> bool {
         let committed = *self.shared.committed.lock();
         if committed.seq < self.manifest.journal.seq {
+            self.oldest = None;
             return false;
         }
-        if self.journal_use().commits >= self.shared.options.stretch_bytes {
-            return true;
-        }
-        let oldest = self.files.live().first().and_then(|file| file.commits).map(|commits| commits.first_time);
+        let now = self.shared.now();
+        let oldest = *self.oldest.get_or_insert(now);
         let age_max = u64::try_from(self.shared.options.stretch_age_max.as_micros()).unwrap_or(u64::MAX);
-        oldest.is_some_and(|oldest| self.shared.now().0.saturating_sub(oldest.0) > age_max)
+        self.backlog_bytes() >= self.shared.options.stretch_bytes || now.0.saturating_sub(oldest.0) > age_max
     }
 
     /// Makes a volume of all that is committed by now, and lets that stretch of the journal go.
@@ -215,6 +230,8 @@ impl Keeper {
         manifest.volumes.extend(built.iter().map(entry));
         manifest.journal = self.files.start_at(stretch.last.seq.next()).ok_or(KeepError::Stretch)?;
         self.swap(manifest)?;
+        self.built = Some((stretch.last.file, stretch.last.end));
+        self.oldest = None;
 
         // Published before the journal is dropped: a reader finds the records in one or the other.
         let added: Vec<_> = built.iter().map(|built| built.id).collect();
@@ -510,7 +527,7 @@ impl Keeper {
         let metrics = &shared.metrics;
         let journal = self.journal_use();
         metrics.journal_bytes.set((journal.live + journal.reserved + journal.spare) as f64);
-        metrics.builder_backlog.set(journal.commits as f64);
+        metrics.builder_backlog.set(self.backlog_bytes() as f64);
         metrics.volumes.set(self.manifest.volumes.len() as f64);
         let volumes =
             self.manifest.volumes.iter().map(|volume| shared.volumes.disk_bytes(VolumeId(volume.id)).unwrap_or(0));
