@@ -39,6 +39,9 @@ const PONGS_MAX: usize = 8;
 /// Before a refused join is repeated, at least.
 const RETRY_LEAST: Duration = Duration::from_millis(100);
 
+/// The id of every credit: nothing is answered to one unless it is refused, so nothing waits for an answer.
+const CREDIT_REQUEST: RequestId = RequestId::MAX;
+
 /// What waits to be sent, apart from publishes.
 #[derive(Clone, Copy, Debug)]
 enum Task {
@@ -266,7 +269,8 @@ impl Core {
     fn request(&mut self) -> RequestId {
         loop {
             self.next_request = self.next_request.wrapping_add(1);
-            if self.next_request != 0 && !self.asked.contains_key(&self.next_request) {
+            let reserved = [0, CREDIT_REQUEST].contains(&self.next_request);
+            if !reserved && !self.asked.contains_key(&self.next_request) {
                 return self.next_request;
             }
         }
@@ -288,7 +292,9 @@ impl Core {
             Task::Leave(join) => (ClientFrame::Leave(Leave { request, join }), Asked::Nothing),
             Task::Credit(join) => {
                 let Some(bytes) = self.joins.sub(join).and_then(joins::Sub::grant) else { return };
-                (ClientFrame::Credit(Credit { request, join, bytes }), Asked::Nothing)
+                let credit = ClientFrame::Credit(Credit { request: CREDIT_REQUEST, join, bytes });
+                frame_into(out, |out| credit.encode_into(out));
+                return;
             }
             Task::Ping => (ClientFrame::Ping(Ping { request }), Asked::Nothing),
         };
@@ -484,6 +490,10 @@ impl Core {
         if fault.request == 0 {
             return Err(Error::refused(fault));
         }
+        if fault.request == CREDIT_REQUEST {
+            // The broker has just ended the join itself, and says so.
+            return Ok(());
+        }
         match self.answered(fault.request)? {
             Asked::Publish(sent) => self.outgoing.refused(fault.request, &sent, fault, now),
             Asked::Join(join) => self.on_join_refused(join, fault, now),
@@ -492,7 +502,7 @@ impl Core {
                 self.later.push((now + wait, Task::Query(id)));
             }
             Asked::Query(id) => self.answer(id, Err(Error::refused(fault))),
-            // Credit for a join, or leaving one, that the broker has just ended itself.
+            // Leaving a join that the broker has just ended itself.
             Asked::Nothing => {}
         }
         Ok(())

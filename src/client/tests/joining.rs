@@ -112,9 +112,10 @@ async fn credit_is_granted_only_as_events_are_taken_and_a_slow_room_holds_up_no_
     conn.push(slow_id, "slow", &delivery(slow_id, 1, 1, 0, &filler)).await;
     let filler = body(2, 1, &[b'x'; 900]);
     conn.push(slow_id, "slow", &delivery(slow_id, 2, 1, 1, &filler)).await;
-    // The other one goes on, and is granted what it takes.
+    // The other one goes on, and is granted what it takes, for longer than there may be requests without an answer:
+    // credit has none.
     let mut granted = 0;
-    for offset in 1..=20 {
+    for offset in 1..=1100 {
         let part = body(offset, 1, &[b'y'; 300]);
         conn.push(quick_id, "quick", &delivery(quick_id, offset, 1, offset - 1, &part)).await;
         assert_eq!(offsets(&mut quick).await, [offset]);
@@ -122,9 +123,8 @@ async fn credit_is_granted_only_as_events_are_taken_and_a_slow_room_holds_up_no_
         let Ok(ClientFrame::Credit(credit)) = ClientFrame::parse(&frame) else { panic!("no credit: {frame:?}") };
         assert_eq!((credit.join, credit.bytes), (quick_id, part.len() as u64));
         granted += credit.bytes;
-        conn.send(&ServerFrame::Ok(credit.request)).await;
     }
-    assert!(granted > 6000);
+    assert!(granted > 330_000);
     // Only now the slow one takes something. Nothing was granted to it before: what follows is its first credit,
     // for as much as leaves no more than its bound on the way and in its queue.
     assert_eq!(offsets(&mut slow).await, [1]);

@@ -195,7 +195,7 @@ impl Keeper {
         bytes.sum()
     }
 
-    fn stretch_is_due(&mut self) -> bool {
+    pub(super) fn stretch_is_due(&mut self) -> bool {
         if !self.has_stretch() {
             self.oldest = None;
             return false;

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use parking_lot::Mutex;
 use rand::rngs::StdRng;
@@ -342,6 +343,38 @@ fn nothing_leans_on_dense_offsets_when_the_power_goes() {
     for seed in seeds().into_iter().take(4) {
         cut_everywhere(seed, 7);
     }
+}
+
+#[test]
+fn a_stretch_is_due_by_what_is_in_no_volume_yet() {
+    let disk = FaultyDisk::new(1);
+    let store: Arc<dyn BlockStore> = Arc::new(MemoryBlockStore::default());
+    let by_size = Options { stretch_bytes: 100_000, ..options(1) };
+    let mut log = Stepped::open(by_size, &disk, &store).expect("a new log");
+    assert!(!log.keeper.stretch_is_due(), "nothing was published");
+    let mut seq = 0;
+    let mut publish = |log: &mut Stepped, bytes: usize| {
+        seq += 1;
+        let publish =
+            Publish { room: "one".to_owned(), publisher: PublisherId([1; 16]), seq, payloads: vec![vec![b'x'; bytes]] };
+        log.publish(&[publish]).pop().expect("one answer").expect("stored");
+    };
+    for _ in 0..3 {
+        publish(&mut log, 60_000);
+        assert!(!log.keeper.stretch_is_due(), "60,000 bytes are no stretch, whatever went before in the same file");
+        publish(&mut log, 60_000);
+        assert!(log.keeper.stretch_is_due());
+        log.keeper.build().expect("built");
+        assert!(!log.keeper.stretch_is_due(), "all of it is in a volume");
+    }
+    publish(&mut log, 10);
+    drop(log);
+    let disk = disk.reopen(1);
+    let by_age = Options { stretch_age_max: Duration::ZERO, ..options(1) };
+    let mut log = Stepped::open(by_age, &disk, &store).expect("it opens");
+    assert!(log.keeper.stretch_is_due(), "it is older than nothing at all");
+    log.keeper.build().expect("built");
+    assert!(!log.keeper.stretch_is_due(), "all of it is in a volume");
 }
 
 #[test]
