@@ -16,7 +16,7 @@ use super::{Indexed, Shared, since};
 use crate::metrics::{Budget, StorageState, Work};
 use crate::protocol::Batch;
 use crate::storage::checkpoint;
-use crate::storage::commit::{BodyPlace, CommitSeq, Floor};
+use crate::storage::commit::{BodyPlace, CommitSeq, Floor, JournalFileId, SECTOR_BYTES};
 use crate::storage::engine::{EngineError, Health, Read, ReadAt};
 use crate::storage::error::StorageError;
 use crate::storage::journal::{JournalFiles, JournalUse};
@@ -58,9 +58,18 @@ pub(super) struct Keeper {
     files: JournalFiles,
     manifest: Manifest,
     rules: Vec<(WildMatch, Retention)>,
+    settled: Option<Settled>,
     retry: Option<Instant>,
     slow: Instant,
     clock: Clock,
+}
+
+/// How far the journal is in volumes. The file that is written stays although its front is.
+struct Settled {
+    file: JournalFileId,
+    end: u64,
+    /// No commit behind it is older.
+    time: Time,
 }
 
 /// Watches the system's clock against the one that cannot be set.
@@ -74,7 +83,7 @@ impl Keeper {
     pub(super) fn new(shared: Arc<Shared>, manifest: Manifest, files: JournalFiles) -> Self {
         let rules = shared.options.retention.iter().map(|rule| (WildMatch::new(&rule.rooms), rule.clone())).collect();
         let clock = Clock { wall: Time::now(), steady: Instant::now(), alarm: false };
-        Self { shared, files, manifest, rules, retry: None, slow: Instant::now(), clock }
+        Self { shared, files, manifest, rules, settled: None, retry: None, slow: Instant::now(), clock }
     }
 
     pub(super) fn run(mut self) {
@@ -145,7 +154,9 @@ impl Keeper {
             tracing::warn!("no journal file could be reserved: {error}");
         }
         let full = matches!(*self.shared.health.lock(), Health::Full(_));
-        let over = self.journal_use().live >= self.shared.options.journal_bytes_max;
+        // What is pending, not the length of files: those cannot be shorter than the one that is written, and publishers
+        // would wait for ever where that alone is too long.
+        let over = self.pending_bytes() >= self.shared.options.journal_bytes_max;
         if over != self.shared.behind.swap(over, Ordering::Relaxed) && over {
             tracing::warn!("the journal has grown to its limit: publishers wait until a volume is built");
         }
@@ -172,17 +183,29 @@ impl Keeper {
         if committed.seq < self.manifest.journal.seq {
             return false;
         }
-        if self.journal_use().commits >= self.shared.options.stretch_bytes {
+        if self.pending_bytes() >= self.shared.options.stretch_bytes {
             return true;
         }
         let oldest = self.files.live().first().and_then(|file| file.commits).map(|commits| commits.first_time);
+        let oldest = oldest.map(|oldest| self.settled.as_ref().map_or(oldest, |settled| settled.time.max(oldest)));
         let age_max = u64::try_from(self.shared.options.stretch_age_max.as_micros()).unwrap_or(u64::MAX);
         oldest.is_some_and(|oldest| self.shared.now().0.saturating_sub(oldest.0) > age_max)
+    }
+
+    /// Bytes of commits that are not yet in a volume. After a start, until the first build, all that is in the files.
+    fn pending_bytes(&self) -> u64 {
+        let begin = |id| match &self.settled {
+            Some(settled) if id < settled.file => u64::MAX,
+            Some(settled) if id == settled.file => settled.end,
+            _ => SECTOR_BYTES as u64,
+        };
+        self.files.live().iter().map(|file| file.end.saturating_sub(begin(file.id))).sum()
     }
 
     /// Makes a volume of all that is committed by now, and lets that stretch of the journal go.
     pub(super) fn build(&mut self) -> Result<(), KeepError> {
         let begun = Instant::now();
+        let time = self.shared.now();
         let stretch = Stretch { last: *self.shared.committed.lock() };
         let first_seq = self.manifest.journal.seq;
         let id = self.next_volume()?;
@@ -223,6 +246,7 @@ impl Keeper {
             stretch.drop_places(&self.shared, name);
         }
         self.shared.catalog.checkpointed(Arc::new(checkpoint), &places);
+        self.settled = Some(Settled { file: stretch.last.file, end: stretch.last.end, time });
         self.files.retire(&self.manifest.journal)?;
         self.shared.behind.store(false, Ordering::Relaxed);
         self.remove_old_checkpoints();
@@ -510,7 +534,7 @@ impl Keeper {
         let metrics = &shared.metrics;
         let journal = self.journal_use();
         metrics.journal_bytes.set((journal.live + journal.reserved + journal.spare) as f64);
-        metrics.builder_backlog.set(journal.commits as f64);
+        metrics.builder_backlog.set(self.pending_bytes() as f64);
         metrics.volumes.set(self.manifest.volumes.len() as f64);
         let volumes =
             self.manifest.volumes.iter().map(|volume| shared.volumes.disk_bytes(VolumeId(volume.id)).unwrap_or(0));
