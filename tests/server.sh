@@ -98,6 +98,7 @@ server_is_ready() {
 start() {
     local quic_address=127.0.0.1:$quic
     if ((quic_off)); then quic_address=off; fi
+    : >"$work/serve.out"
     "${with[@]}" "$ROOMLOG_BIN" serve --data "$data" --listen "127.0.0.1:$ws" --admin "127.0.0.1:$admin" \
         --quic "$quic_address" "$@" >"$work/serve.out" 2>>"$work/serve.log" &
     server=$!
@@ -124,6 +125,11 @@ kill_server() {
     kill -KILL "$server" 2>/dev/null || true
     wait "$server" 2>/dev/null || true
     server=""
+}
+
+# ledger FILE ACTION…: see tests/extended/ledger.py.
+ledger() {
+    PYTHONDONTWRITEBYTECODE=1 timeout 300 python3 tests/extended/ledger.py "$ws" "$@"
 }
 
 # resident PROCESS: its resident memory in KiB.

@@ -13,8 +13,7 @@ at_end "umount '$work/disk'"
 data=$work/disk/data
 export ROOMLOG__STORAGE__DISK_RESERVE_BYTES="16 MiB" ROOMLOG__STORAGE__STRETCH_BYTES="8 MiB"
 export ROOMLOG__STORAGE__JOURNAL_BYTES_MAX="64 MiB"
-acknowledged=$work/acknowledged
-client() { PYTHONDONTWRITEBYTECODE=1 timeout 120 python3 tests/extended/full_disk.py "$ws" "$acknowledged" "$@"; }
+client() { ledger "$work/ledger" "$@"; }
 state() { metric roomlog_storage_state; }
 state_is() { [[ $(state) == "$1" ]]; }
 ballast() { # ballast MIB LEFT: fills the disk but for so much
@@ -28,7 +27,7 @@ client publish 2000
 echo "--- under the reserve"
 ballast 8
 until_true 30 state_is 1 || fail "the state is $(state)"
-client refused
+client refused 300
 client read
 if http /health/ready >/dev/null 2>&1; then fail "ready on a full disk"; fi
 curl --silent "http://127.0.0.1:$admin/health/ready"
@@ -41,7 +40,7 @@ echo "--- filled by its own records"
 client fill
 state_is 1 || fail "the state is $(state) when publishes are refused"
 client read
-echo "$(df --output=avail -h "$work/disk" | tail -n 1) free, $(wc -l <"$acknowledged") records acknowledged"
+echo "$(df --output=avail -h "$work/disk" | tail -n 1) free, $(grep -c ^acked "$work/ledger") records acknowledged"
 
 echo "--- killed, and opened with not a byte free"
 kill_server
@@ -51,12 +50,13 @@ echo "$(df --output=avail -B1 "$work/disk" | tail -n 1) bytes free"
 # It listens, but is not ready: it is full.
 if start; then
     client read
-    client refused
+    client refused 300
     rm "$work/disk/ballast"
     # What the server itself has filled stays so: it asks for its reserve, too. More room:
     mount -o remount,size=320m "$work/disk"
     until_true 30 state_is 0 || fail "space came back, and the state is $(state)"
     client publish 2000
+    client again
     client read
     end_server || fail "the server ended with $?"
 else
