@@ -44,22 +44,26 @@ power_off() {
 
 # What is left of a machine without power.
 sweep() {
-    mountpoint -q "$work/mount" && { timeout 30 umount "$work/mount" 2>/dev/null || umount --lazy "$work/mount"; }
+    # Without asking whether it is mounted: a file system without a disk does not answer.
+    timeout 30 umount "$work/mount" 2>/dev/null || umount --lazy "$work/mount" 2>/dev/null || true
     if [[ -n $device ]]; then losetup --detach "$device" 2>/dev/null || true; fi
     if [[ -n $fuse ]]; then
         kill -TERM "$fuse" 2>/dev/null || true
         until_true 5 gone "$fuse" || kill -KILL "$fuse" 2>/dev/null || true
         wait "$fuse" 2>/dev/null || true
     fi
-    mountpoint -q "$work/nbd" && fusermount -u -z "$work/nbd"
+    # What nbdfuse leaves when its server is gone; `mountpoint` cannot look at that.
+    umount --lazy "$work/nbd" 2>/dev/null || true
     device="" fuse=""
-    return 0
 }
 at_end 'power_off; sweep'
 
 round() {
     local file_system=$1 number=$2 seconds
     mount -t "$file_system" "$device" "$work/mount" || fail "round $number: $file_system cannot be mounted"
+    # Written just before the cut, and never synced: if that is always there, the rig forgets nothing and proves nothing.
+    if ((number > 1)) && [[ ! -s $work/mount/unsynced ]]; then forgotten=$((forgotten + 1)); fi
+    rm -f "$work/mount/unsynced"
     serve || fail "round $number: the server does not start"
     # What earlier rounds acknowledged, before anything new.
     if ((number > 1)); then
@@ -71,6 +75,7 @@ round() {
     sleep "$seconds" # The moment is meant to be any.
     local built
     built=$(metric roomlog_builds_total)
+    head -c 100000 /dev/urandom >"$work/mount/unsynced"
     power_off
     # The client ends when the server does.
     kill_server
@@ -91,7 +96,7 @@ for file_system in ${POWER_FILE_SYSTEMS:-ext4 xfs}; do
     fi
     sync "$work/nbd/nbd"
     blockdev --flushbufs "$device"
-    began=$SECONDS number=0
+    began=$SECONDS number=0 forgotten=0
     while ((${POWER_MINUTES:-0} > 0 ? SECONDS - began < ${POWER_MINUTES:-0} * 60 : number < ${POWER_ROUNDS:-5})); do
         number=$((number + 1))
         round "$file_system" "$number"
@@ -106,5 +111,6 @@ for file_system in ${POWER_FILE_SYSTEMS:-ext4 xfs}; do
     umount "$work/mount"
     power_off
     sweep
+    ((number < 3 || forgotten > 0)) || fail "the rig kept what nobody had synced: it proves nothing"
     echo "$file_system: $number power cuts, $(grep -c ^acked "$work/ledger") acknowledged records, none lost"
 done
