@@ -2,8 +2,9 @@
 # own. All that a script starts and makes is gone when it ends, however it ends.
 #
 #   begin               builds the program (ROOMLOG_BIN takes another one), makes the folder $work
-#   serve [ARGUMENT…]   starts a server on loopback and waits until it is ready: $server is its process, $ws, $admin and
+#   start [ARGUMENT…]   starts a server on loopback and waits until it listens: $server is its process, $ws, $admin and
 #                       $quic (0 = off) are its ports; started again, it takes the same ones
+#   serve [ARGUMENT…]   the same, and waits until it is ready for publishes
 #   end_server          SIGTERM, and its exit code
 #   kill_server         SIGKILL
 #   at_end COMMAND      a command for the end of the script; the last one given runs first
@@ -94,9 +95,10 @@ server_is_ready() {
     http /health/ready || ! kill -0 "$server"
 }
 
-serve() {
+start() {
     local quic_address=127.0.0.1:$quic
     if ((quic_off)); then quic_address=off; fi
+    : >"$work/serve.out"
     "${with[@]}" "$ROOMLOG_BIN" serve --data "$data" --listen "127.0.0.1:$ws" --admin "127.0.0.1:$admin" \
         --quic "$quic_address" "$@" >"$work/serve.out" 2>>"$work/serve.log" &
     server=$!
@@ -105,8 +107,10 @@ serve() {
     ws=$(sed -nE 's|^  WebSocket .*:([0-9]+)$|\1|p' "$work/serve.out")
     admin=$(sed -nE 's|^  metrics .*:([0-9]+)/metrics$|\1|p' "$work/serve.out")
     if ((!quic_off)); then quic=$(sed -nE 's|^  QUIC +quic://[^ ]*:([0-9]+) .*|\1|p' "$work/serve.out"); fi
-    until_true 60 server_is_ready || return 1
-    kill -0 "$server" 2>/dev/null
+}
+
+serve() {
+    start "$@" && until_true 60 server_is_ready && kill -0 "$server" 2>/dev/null
 }
 
 end_server() {
@@ -121,6 +125,11 @@ kill_server() {
     kill -KILL "$server" 2>/dev/null || true
     wait "$server" 2>/dev/null || true
     server=""
+}
+
+# ledger FILE ACTION…: see tests/extended/ledger.py.
+ledger() {
+    PYTHONDONTWRITEBYTECODE=1 timeout 300 python3 tests/extended/ledger.py "$ws" "$@"
 }
 
 # resident PROCESS: its resident memory in KiB.

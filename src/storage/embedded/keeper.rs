@@ -213,9 +213,10 @@ impl Keeper {
             || self.stretch_bytes() >= self.shared.options.stretch_bytes
     }
 
-    /// Whether the journal has grown to its limit, and a volume would make it shorter.
+    /// Whether what no volume has is as long as it may be. Not the length of files: those cannot be shorter than the
+    /// one that is written, and publishers would wait for ever where that alone is too long.
     fn is_over(&self) -> bool {
-        self.journal_use().live >= self.shared.options.journal_bytes_max && self.has_stretch()
+        self.has_stretch() && self.stretch_bytes() >= self.shared.options.journal_bytes_max
     }
 
     /// Makes a volume of all that is committed by now, and lets that stretch of the journal go.

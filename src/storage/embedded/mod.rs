@@ -1,6 +1,6 @@
 //! The embedded log: a committer thread, a journal, volumes, and the house-keeping between them.
 //!
-//! Two threads: the committer ([`committer`]) makes records durable and visible; the keeper ([`keeper`]) turns
+//! Two threads: the committer (`committer.rs`) makes records durable and visible; the keeper (`keeper.rs`) turns
 //! closed stretches of journal into volumes, applies retention, and looks after space. Reads come from whatever
 //! thread wants to read, and look at tail, journal, volumes and floor, in this order.
 

@@ -481,3 +481,24 @@ fn a_full_disk_refuses_publishes_and_heals() {
     model.took(&publish, &appended, 1);
     model.check(&log);
 }
+
+#[test]
+fn a_journal_file_longer_than_the_limits_neither_stops_publishers_nor_makes_a_volume_of_each_commit() {
+    let disk = FaultyDisk::new(1);
+    let store: Arc<dyn BlockStore> = Arc::new(MemoryBlockStore::default());
+    let options = Options { stretch_bytes: 64 << 10, journal_bytes_max: 128 << 10, ..options(1) };
+    let mut log = Stepped::open(options, &disk, &store).expect("a new log");
+    let mut source = Source::new("long");
+    let mut built = 0;
+    for _ in 0..300 {
+        let publish = source.next(1, 1000);
+        log.publish(std::slice::from_ref(&publish)).pop().expect("one answer").expect("stored");
+        let checkpoint = |disk: &FaultyDisk| disk.list(std::path::Path::new(crate::storage::checkpoint::DIRECTORY));
+        let before = checkpoint(&disk).expect("a directory");
+        log.keeper.step();
+        assert!(!log.shared.behind.load(Ordering::Relaxed), "nobody waits while the keeper keeps up");
+        built += u32::from(checkpoint(&disk).expect("a directory") != before);
+    }
+    // A commit takes 1,536 bytes with its padding: 300 of them are seven stretches.
+    assert!((6..=8).contains(&built), "{built} volumes");
+}
