@@ -5,6 +5,7 @@ mod server;
 
 mod damage;
 mod kills;
+mod real_input;
 #[cfg(feature = "fault-injection")]
 mod repeats;
 mod retention;
