@@ -90,6 +90,12 @@ pub fn check(directory: &Path) -> Result<Report, CheckError> {
     if let Some(number) = manifest.checkpoint {
         look.checkpoint(&*disk, number);
     }
+    // What retention took after the checkpoint stands in the journal, and volumes may lack it already. Damage of the
+    // journal is told when it is read for good.
+    let _ = journal::check(&*disk, &manifest.journal, &finding.last_stop, &mut |commit| {
+        commit.entries().for_each(|entry| look.floor(&entry));
+        Ok(())
+    });
     let volumes = look.volumes(&disk, directory, &manifest)?;
     look.chains(&volumes);
     let scanned = journal::check(&*disk, &manifest.journal, &finding.last_stop, &mut |commit| look.commit(commit));
@@ -209,6 +215,14 @@ impl Look {
         self.report.findings.extend(findings);
     }
 
+    fn floor(&mut self, entry: &Entry<'_>) {
+        if let Entry::Floor { room, floor } = entry {
+            let known = self.rooms.entry(*room).or_default();
+            known.floor = known.floor.max(floor.floor);
+            known.reached = known.reached.max(floor.floor);
+        }
+    }
+
     fn commit(&mut self, commit: &Commit<'_>) -> Result<(), StorageError> {
         let path = journal::path_of(commit.place.file);
         let at = commit.place.at;
@@ -223,11 +237,7 @@ impl Look {
                         name.clone_into(&mut known.name);
                     }
                 }
-                Entry::Floor { room, floor } => {
-                    let known = self.rooms.entry(room).or_default();
-                    known.floor = known.floor.max(floor.floor);
-                    known.reached = known.reached.max(floor.floor);
-                }
+                Entry::Floor { .. } => self.floor(&entry),
                 Entry::Batch { room, prev, body, .. } => {
                     let checked = Batch::parse(body).and_then(|batch| batch.check().map(|()| batch.header));
                     let header = match checked {
