@@ -5,6 +5,7 @@ mod server;
 
 mod damage;
 mod kills;
+mod metrics;
 mod real_input;
 #[cfg(feature = "fault-injection")]
 mod repeats;

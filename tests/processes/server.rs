@@ -184,6 +184,11 @@ impl Site {
         disk_bytes(&self.directory)
     }
 
+    /// As [`Site::disk_bytes`], without the journal.
+    pub(crate) fn disk_bytes_without_journal(&self) -> u64 {
+        self.disk_bytes().saturating_sub(disk_bytes(&self.directory.join("journal")))
+    }
+
     /// `roomlog check` of the directory: its exit code, and all that it said.
     pub(crate) fn check(&self) -> (Option<i32>, String) {
         let output = run(Command::new(PROGRAM).arg("check").arg(&self.directory), b"");

@@ -162,14 +162,9 @@ async fn an_application_that_stalls_while_records_pass_receives_all_of_them_and_
     let before = server.memory("VmRSS");
     let mut stalled = Stalled::join(&site, &lobby, Start::Earliest).await;
     stalled.stalls().await;
-    println!("before {before}");
     let beside = pass(&client, &lobby, &mut follower, 2 * part..3 * part).await;
     pass(&client, &lobby, &mut follower, 3 * part..count).await;
     let passed = begun.elapsed();
-    let lag = server.metric("roomlog_subscription_lag_records", &[]).await;
-    server.metric_until("roomlog_subscription_lag_records", &[], |lag| lag > count as f64 / 2.0).await;
-    assert!(server.metric("roomlog_subscriptions_lagging", &[]).await >= 1.0, "the greatest lag is {lag}");
-    println!("beside {beside:?}, alone {alone:?}");
     assert!(beside < alone * 3 + Duration::from_millis(500), "{alone:?} alone, {beside:?} beside one that stalls");
 
     let (mut next, mut at) = (0, 0);
