@@ -137,7 +137,7 @@ async fn pass(client: &Client, lobby: &RoomName, follower: &mut Follower, number
 fn site() -> Site {
     let mut site = Site::new();
     site.set("storage.tails_bytes_max", "8 MiB").set("storage.block_cache_bytes_max", "4 MiB");
-    site.set("storage.open_volumes_bytes_max", "16 MiB").set("storage.stretch_bytes", "32 MiB");
+    site.set("storage.open_volumes_bytes_max", "16 MiB").set("storage.stretch_bytes", "16 MiB");
     site
 }
 
