@@ -73,7 +73,13 @@ pub(super) fn assemble(
         publishers: options.publishers_per_room,
         age_us: u64::try_from(options.publisher_age_max.as_micros()).unwrap_or(u64::MAX),
     };
-    let journal_options = JournalOptions { free_bytes_min: options.disk_reserve_bytes, ..JournalOptions::default() };
+    let defaults = JournalOptions::default();
+    let journal_options = JournalOptions {
+        free_bytes_min: options.disk_reserve_bytes,
+        // A file goes only whole: those of a short stretch are short, or they would keep what the stretch gave back.
+        file_bytes_max: (options.stretch_bytes / 4).clamp(defaults.file_bytes_min, defaults.file_bytes_max),
+        ..defaults
+    };
     let run = RunMark::now(options.durability);
     let mut restored = Restored { catalog: Catalog::new(), by_id: HashMap::new(), memory, next_room: 1, indexed: 0 };
     let volumes = Volumes::new(
