@@ -4,7 +4,9 @@
 //! one write → one fdatasync → tails and index → answers → wakes. It is a state machine that a test can step; the
 //! thread only drives it.
 
+use std::any::Any;
 use std::collections::VecDeque;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -12,7 +14,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 
 use super::queue::{Gathered, Rise};
-use super::{Indexed, Shared};
+use super::{Indexed, Shared, said};
 use crate::metrics::StorageState;
 use crate::protocol::{BATCH_BYTES_MAX, BatchBuilder, BatchHeader, RecordArea, RunHeader};
 use crate::storage::Source;
@@ -52,6 +54,9 @@ pub(crate) struct Committer {
     rooms: Vec<RoomCommit>,
     rooms_used: usize,
     outcomes: Vec<(u32, usize, Outcome)>,
+    /// How many appends of those gathered have been answered, and the bytes that the queue was told of.
+    answered: usize,
+    released: usize,
     /// Counts gatherings, so that a room knows whether its slot is of this one.
     round: u64,
     /// All batches in tails, oldest first, each with its bytes.
@@ -102,6 +107,8 @@ impl Committer {
             rooms: Vec::new(),
             rooms_used: 0,
             outcomes: Vec::new(),
+            answered: 0,
+            released: 0,
             round: 0,
             tails: VecDeque::new(),
             tails_bytes: 0,
@@ -139,7 +146,11 @@ impl Committer {
         let mut gathered = std::mem::take(&mut self.gathered);
         self.shared.queue.take(&mut gathered);
         let step = if !gathered.is_empty() {
-            self.commit_all(&gathered);
+            (self.answered, self.released) = (0, 0);
+            let done = catch_unwind(AssertUnwindSafe(|| self.commit_all(&gathered)));
+            if let Err(panic) = done {
+                self.panicked(&gathered, &*panic);
+            }
             Step::Answered
         } else if closed {
             Step::Closed
@@ -162,6 +173,28 @@ impl Committer {
             self.commit(gathered, appends.clone(), rising);
             self.shared.queue.risen(rising.len());
         }
+    }
+
+    /// What the rooms remember is not to be trusted any more. Nobody may wait for an answer all the same.
+    fn panicked(&mut self, gathered: &Gathered, panic: &(dyn Any + Send)) {
+        let refused = self.shared.fail(format!("the committer has panicked: {}", said(panic)));
+        let bytes_before = self.answered.checked_sub(1).map_or(0, |last| gathered.appends[last].bytes_end);
+        let (mut start, mut at) = (bytes_before, self.answered);
+        for (end, reply) in &gathered.replies {
+            let told = catch_unwind(AssertUnwindSafe(|| {
+                for append in gathered.appends.get(at..*end).unwrap_or_default() {
+                    reply.answered(append.tag, append.bytes_end - start, Err(refused.clone()));
+                    start = append.bytes_end;
+                }
+                reply.flush(Targets::Many);
+            }));
+            if told.is_err() {
+                tracing::error!("a publisher cannot be answered");
+            }
+            at = at.max(*end);
+            start = at.checked_sub(1).map_or(0, |last| gathered.appends[last].bytes_end);
+        }
+        self.shared.queue.answered(gathered.appends.last().map_or(0, |last| last.bytes_end) - self.released);
     }
 
     /// Where a commit ends that begins with this append: it has at most so many bytes of records, and is no longer
@@ -400,6 +433,7 @@ impl Committer {
             let stop = (*end).min(appends.end);
             for (tag, append_bytes, outcome) in outcomes.by_ref().take(stop - start) {
                 bytes += append_bytes;
+                self.answered += 1;
                 reply.answered(tag, append_bytes, outcome);
             }
             reply.flush(targets);
@@ -407,6 +441,7 @@ impl Committer {
         }
         drop(outcomes);
         self.shared.queue.answered(bytes);
+        self.released += bytes;
         for commit in &mut self.rooms[..self.rooms_used] {
             commit.room().notify(targets);
             commit.room = None;

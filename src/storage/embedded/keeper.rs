@@ -5,6 +5,7 @@
 //! swap is the only one that counts: what goes before it can be thrown away, what comes after it can be repeated.
 
 use std::collections::HashMap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -12,7 +13,7 @@ use std::time::{Duration, Instant};
 use wildmatch::WildMatch;
 
 use super::queue::Rise;
-use super::{Indexed, Shared, since};
+use super::{Indexed, Shared, said, since};
 use crate::metrics::{Budget, StorageState, Work};
 use crate::protocol::Batch;
 use crate::storage::checkpoint;
@@ -90,6 +91,14 @@ impl Keeper {
     }
 
     pub(super) fn run(mut self) {
+        let shared = Arc::clone(&self.shared);
+        if let Err(panic) = catch_unwind(AssertUnwindSafe(|| self.work())) {
+            // Nothing would shorten the journal any more, and publishers would wait for that.
+            shared.fail(format!("the keeper has panicked: {}", said(&*panic)));
+        }
+    }
+
+    fn work(&mut self) {
         loop {
             self.step();
             let mut asked = self.shared.keeper.lock();

@@ -111,7 +111,7 @@ fn floors_that_rise_again_before_they_are_committed_are_not_counted_twice() {
         log.publish(&[publisher.next(1, 10)]);
         ahead(&log, HOUR);
     }
-    ahead(&log, 3 * HOUR);
+    ahead(&log, 5 * HOUR / 2);
     log.keeper.retain();
     ahead(&log, 3 * HOUR);
     log.keeper.retain();
