@@ -6,6 +6,7 @@ use tokio::sync::oneshot;
 
 use super::cut::{Part, cut};
 use super::pool::{Class, SessionKey, Turn};
+use super::readers::read;
 use super::{Broker, Error, Inner};
 use crate::protocol::Batch;
 use crate::storage::{Block, EngineError, Facts, Read, ReadAt, Refused, Room};
@@ -197,7 +198,7 @@ fn closed() -> Refused {
 
 fn last_record(inner: &Inner, name: &RoomName) -> Result<Option<LastRecord>, Refused> {
     let room = inner.room(name)?;
-    let Read::Block(block) = inner.engine.read(&room, ReadAt::Before(Offset::MAX))? else { return Ok(None) };
+    let Read::Block(block) = read(&*inner.engine, &room, ReadAt::Before(Offset::MAX))? else { return Ok(None) };
     let damaged = |error| Refused::new(Code::StorageFailed, format!("room {name:?}: {error}"));
     let batch = Batch::parse(&block.body).map_err(damaged)?;
     let Some(record) = batch.records(block.prev).last().transpose().map_err(damaged)? else { return Ok(None) };
@@ -211,12 +212,15 @@ fn last_record(inner: &Inner, name: &RoomName) -> Result<Option<LastRecord>, Ref
     }))
 }
 
-/// A page being read: first backward from the position, as far as it is wanted, then forward.
+/// A page being read: first forward from the position, as far as it is wanted, then backward. So the record at the
+/// position is in it, however large those before it are.
 struct Walk {
     room: Arc<Room>,
     backward: Option<Direction>,
     forward: Option<Direction>,
     bytes_left: usize,
+    /// What the forward part leaves to the backward one.
+    bytes_kept: usize,
     /// Blocks behind one another in the room, each cut to what is meant.
     parts: std::collections::VecDeque<Part>,
     more_back: bool,
@@ -258,12 +262,14 @@ impl Walk {
             }
         };
         let wants_forth = forward.is_some();
+        let bytes_kept = if wants_forth && backward.is_some() { bytes_max / 2 } else { 0 };
         let parts = std::collections::VecDeque::new();
         Ok(Self {
             room,
             backward,
             forward,
-            bytes_left: bytes_max,
+            bytes_left: bytes_max - bytes_kept,
+            bytes_kept,
             parts,
             more_back: false,
             more_forth: false,
@@ -273,16 +279,21 @@ impl Walk {
 
     /// Reads one block; whether the page is complete.
     fn step(&mut self, inner: &Inner) -> Result<bool, EngineError> {
-        if let Some(direction) = self.backward {
-            self.backward = self.step_back(inner, direction)?;
-        } else if let Some(direction) = self.forward {
+        if let Some(direction) = self.forward {
             self.forward = self.step_forth(inner, direction)?;
+            if self.forward.is_none() {
+                self.bytes_left += std::mem::take(&mut self.bytes_kept);
+            }
+        } else if let Some(direction) = self.backward {
+            self.backward = self.step_back(inner, direction)?;
         }
         Ok(self.backward.is_none() && self.forward.is_none())
     }
 
     fn step_back(&mut self, inner: &Inner, direction: Direction) -> Result<Option<Direction>, EngineError> {
-        let Read::Block(block) = inner.engine.read(&self.room, ReadAt::Before(direction.at))? else { return Ok(None) };
+        let Read::Block(block) = read(&*inner.engine, &self.room, ReadAt::Before(direction.at))? else {
+            return Ok(None);
+        };
         let floor = self.room.facts().floor;
         let offsets = self.offsets(&block, floor, direction.at)?;
         let skip = offsets.len().saturating_sub(direction.records_left as usize);
@@ -303,7 +314,9 @@ impl Walk {
     }
 
     fn step_forth(&mut self, inner: &Inner, direction: Direction) -> Result<Option<Direction>, EngineError> {
-        let Read::Block(block) = inner.engine.read(&self.room, ReadAt::After(direction.at))? else { return Ok(None) };
+        let Read::Block(block) = read(&*inner.engine, &self.room, ReadAt::After(direction.at))? else {
+            return Ok(None);
+        };
         let floor = self.room.facts().floor;
         let after = direction.at.max(floor);
         let mut offsets = self.offsets(&block, after, Offset(Offset::MAX.0 + 1))?;
