@@ -5,6 +5,8 @@ use tempfile::TempDir;
 use super::*;
 use crate::types::{NewRecord, Offset, Position, Start};
 
+mod reading;
+
 fn room(name: &str) -> RoomName {
     RoomName::new(name).expect("a good name")
 }
