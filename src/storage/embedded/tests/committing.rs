@@ -191,3 +191,39 @@ fn a_log_whose_last_owner_is_dropped_on_the_committers_thread_is_closed() {
     last.recv_timeout(Duration::from_secs(10)).expect("the committer answers");
     wait_for("the log is closed", || *shared.health.lock() == Health::Closed);
 }
+
+#[test]
+fn with_durability_memory_the_volumes_are_bounded_too() {
+    let few = Options {
+        memory_bytes_max: 8 << 20,
+        stretch_bytes: 1 << 20,
+        durability: crate::storage::Durability::Memory,
+        ..options(1)
+    };
+    let log = Embedded::open(few, Arc::new(Metrics::disabled())).expect("memory is enough");
+    let answers = Arc::<Answers>::default();
+    // Bytes that do not compress.
+    let mut random = StdRng::seed_from_u64(1);
+    let deadline = Instant::now() + Duration::from_secs(60);
+    let mut seq = 0;
+    loop {
+        assert!(Instant::now() < deadline, "8 MiB are full at some time");
+        let mut payload = vec![0; 60_000];
+        random.fill(&mut payload[..]);
+        let mut area = Vec::new();
+        RecordArea::push(&mut area, &NewRecord::new(&payload));
+        let room = log.room(&RoomName::new("one").expect("a name")).expect("a room");
+        let mut submission = Submission::new(Arc::clone(&answers) as Arc<dyn Reply>);
+        seq += 1;
+        let hash = record_hash(RecordArea(&area).split_first().expect("encoded").expect("a record").0);
+        submission.push(room, Arc::from(""), PublisherId([1; 16]), seq, None, 0, &area, [hash]);
+        log.submit(&mut submission);
+        wait_for("the answer", || !answers.0.lock().is_empty());
+        if let Err(refused) = answers.0.lock().pop().expect("one answer").1 {
+            assert_eq!(refused.code, Code::StorageFull);
+            break;
+        }
+        assert!(seq * 60_000 < 9 << 20, "more than there is");
+    }
+    log.close();
+}
