@@ -20,7 +20,7 @@ use crate::protocol::{BATCH_BYTES_MAX, BatchBuilder, BatchHeader, RecordArea, Ru
 use crate::storage::Source;
 use crate::storage::commit::{BodySpan, CommitBuilder, SECTOR_BYTES, UNIT_BYTES_MAX};
 use crate::storage::engine::{Append, Appended, Block, Health, Outcome, Refused};
-use crate::storage::journal::Journal;
+use crate::storage::journal::{Journal, JournalFiles};
 use crate::storage::publishers::Verdict;
 use crate::storage::room::{Room, RoomId, Targets};
 use crate::types::{Code, Offset, Time};
@@ -41,6 +41,9 @@ const APPEND_OVERHEAD_BYTES: usize = 256;
 /// The appends of one commit, with all that a unit takes for them, in bytes; a single one is shorter by far.
 const APPENDS_BYTES_MAX: usize = 24 << 20;
 
+/// Rooms of a commit whose buffers are kept for the next.
+const ROOMS_KEPT_MAX: usize = 1024;
+
 /// The floors of one commit.
 const FLOORS_MAX: usize = 20_000;
 const _: () = assert!(APPENDS_BYTES_MAX + (FLOORS_MAX + 1) * APPEND_OVERHEAD_BYTES < UNIT_BYTES_MAX);
@@ -48,15 +51,17 @@ const _: () = assert!(APPENDS_BYTES_MAX + (FLOORS_MAX + 1) * APPEND_OVERHEAD_BYT
 pub(crate) struct Committer {
     shared: Arc<Shared>,
     journal: Journal,
+    files: JournalFiles,
     gathered: Gathered,
     unit: CommitBuilder,
     /// Rooms of the commit being made; the first `rooms_used` count, the others keep their buffers.
     rooms: Vec<RoomCommit>,
     rooms_used: usize,
     outcomes: Vec<(u32, usize, Outcome)>,
-    /// How many appends of those gathered have been answered, and the bytes that the queue was told of.
+    /// How many appends of those gathered have been answered.
     answered: usize,
-    released: usize,
+    /// How many the queue was told of, and their bytes.
+    released: (usize, usize),
     /// Counts gatherings, so that a room knows whether its slot is of this one.
     round: u64,
     /// All batches in tails, oldest first, each with its bytes.
@@ -101,6 +106,7 @@ impl Committer {
     pub(crate) fn new(shared: Arc<Shared>, journal: Journal, next_room: u64) -> Self {
         Self {
             shared,
+            files: journal.files(),
             journal,
             gathered: Gathered::default(),
             unit: CommitBuilder::new(),
@@ -108,7 +114,7 @@ impl Committer {
             rooms_used: 0,
             outcomes: Vec::new(),
             answered: 0,
-            released: 0,
+            released: (0, 0),
             round: 0,
             tails: VecDeque::new(),
             tails_bytes: 0,
@@ -146,7 +152,7 @@ impl Committer {
         let mut gathered = std::mem::take(&mut self.gathered);
         self.shared.queue.take(&mut gathered);
         let step = if !gathered.is_empty() {
-            (self.answered, self.released) = (0, 0);
+            (self.answered, self.released) = (0, (0, 0));
             let done = catch_unwind(AssertUnwindSafe(|| self.commit_all(&gathered)));
             if let Err(panic) = done {
                 self.panicked(&gathered, &*panic);
@@ -194,7 +200,8 @@ impl Committer {
             at = at.max(*end);
             start = at.checked_sub(1).map_or(0, |last| gathered.appends[last].bytes_end);
         }
-        self.shared.queue.answered(gathered.appends.last().map_or(0, |last| last.bytes_end) - self.released);
+        let bytes = gathered.appends.last().map_or(0, |last| last.bytes_end);
+        self.shared.queue.answered(gathered.appends.len() - self.released.0, bytes - self.released.1);
     }
 
     /// Where a commit ends that begins with this append: it has at most so many bytes of records, and is no longer
@@ -413,7 +420,13 @@ impl Committer {
             room.with_state(|state| state.pop_tail());
             self.tails_bytes -= bytes;
         }
+        let file_before = self.shared.committed.lock().file;
         self.shared.committed(seq, place, self.tails_bytes);
+        if place.file != file_before && self.files.bytes().live >= self.shared.options.journal_bytes_max {
+            // The keeper would see it later, when it is done with what it does.
+            self.shared.behind.store(true, Ordering::Relaxed);
+            self.shared.nudge_keeper();
+        }
         Ok(())
     }
 
@@ -440,12 +453,14 @@ impl Committer {
             start = stop;
         }
         drop(outcomes);
-        self.shared.queue.answered(bytes);
-        self.released += bytes;
+        self.shared.queue.answered(appends.len(), bytes);
+        (self.released.0, self.released.1) = (self.released.0 + appends.len(), self.released.1 + bytes);
         for commit in &mut self.rooms[..self.rooms_used] {
             commit.room().notify(targets);
             commit.room = None;
         }
+        // Each has a buffer that may be as long as a batch.
+        self.rooms.truncate(ROOMS_KEPT_MAX);
     }
 }
 
