@@ -6,6 +6,7 @@ use super::*;
 use crate::types::{NewRecord, Offset, Position, Start};
 
 mod reading;
+mod stress;
 
 fn room(name: &str) -> RoomName {
     RoomName::new(name).expect("a good name")
