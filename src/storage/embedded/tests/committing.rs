@@ -172,22 +172,14 @@ impl Reply for LastOwner {
 fn a_log_whose_last_owner_is_dropped_on_the_committers_thread_is_closed() {
     let log = Arc::new(started(options(1), Arc::new(MemoryBlockStore::default())));
     let shared = Arc::clone(&log.shared);
+    let room = log.room(&RoomName::new("one").expect("a name")).expect("a room");
     let (dropped, last) = std::sync::mpsc::channel();
-    let owner = Arc::new(LastOwner(Mutex::new(Some(Arc::clone(&log))), dropped));
-    let engine: Arc<Embedded> = log;
-    let held = Arc::clone(&owner.0.lock().as_ref().expect("it holds the log"));
-    drop(engine);
-    {
-        let (area, hash) = record();
-        let room = held.room(&RoomName::new("one").expect("a name")).expect("a room");
-        let mut submission = Submission::new(owner as Arc<dyn Reply>);
-        submission.push(room, Arc::from(""), PublisherId([1; 16]), 1, None, 0, &area, [hash]);
-        let queue = Arc::downgrade(&held);
-        drop(held);
-        // From here on the publisher alone holds the log.
-        assert!(queue.strong_count() >= 1);
-        assert!(shared.queue.submit(&mut submission));
-    }
+    // From here on the publisher alone holds the log.
+    let owner = Arc::new(LastOwner(Mutex::new(Some(log)), dropped));
+    let (area, hash) = record();
+    let mut submission = Submission::new(owner as Arc<dyn Reply>);
+    submission.push(room, Arc::from(""), PublisherId([1; 16]), 1, None, 0, &area, [hash]);
+    assert!(shared.queue.submit(&mut submission));
     last.recv_timeout(Duration::from_secs(10)).expect("the committer answers");
     wait_for("the log is closed", || *shared.health.lock() == Health::Closed);
 }
