@@ -175,8 +175,9 @@ impl Committer {
         while appends.end < gathered.appends.len() || !floors.is_empty() {
             let rising;
             (rising, floors) = floors.split_at(floors.len().min(FLOORS_MAX));
-            appends = appends.end..self.end_of_commit(gathered, appends.end);
-            self.commit(gathered, appends.clone(), rising);
+            let (end, unit_bytes) = self.end_of_commit(gathered, appends.end);
+            appends = appends.end..end;
+            self.commit(gathered, appends.clone(), unit_bytes, rising);
             self.shared.queue.risen(rising.len());
         }
     }
@@ -204,24 +205,25 @@ impl Committer {
         self.shared.queue.answered(gathered.appends.len() - self.released.0, bytes - self.released.1);
     }
 
-    /// Where a commit ends that begins with this append: it has at most so many bytes of records, and is no longer
-    /// than a unit may be, but has one append at least.
-    fn end_of_commit(&self, gathered: &Gathered, first: usize) -> usize {
+    /// Where a commit ends that begins with this append, and what a unit takes for its appends at most. It has no
+    /// more than so many bytes of records, and is no longer than a unit may be, but has one append at least.
+    fn end_of_commit(&self, gathered: &Gathered, first: usize) -> (usize, usize) {
         let records_max = self.shared.options.commit_bytes_max;
         let mut start = first.checked_sub(1).map_or(0, |last| gathered.appends[last].bytes_end);
         let (mut records, mut unit) = (0, 0);
         for (index, append) in gathered.appends.iter().enumerate().skip(first) {
             let bytes = append.bytes_end - start;
-            (records, unit) = (records + bytes, unit + unit_bytes_max(append, bytes));
-            if index > first && (records > records_max || unit > APPENDS_BYTES_MAX) {
-                return index;
+            let unit_with_it = unit + unit_bytes_max(append, bytes);
+            records += bytes;
+            if index > first && (records > records_max || unit_with_it > APPENDS_BYTES_MAX) {
+                return (index, unit);
             }
-            start = append.bytes_end;
+            (start, unit) = (append.bytes_end, unit_with_it);
         }
-        gathered.appends.len()
+        (gathered.appends.len(), unit)
     }
 
-    fn commit(&mut self, gathered: &Gathered, appends: std::ops::Range<usize>, floors: &[Rise]) {
+    fn commit(&mut self, gathered: &Gathered, appends: std::ops::Range<usize>, appends_bytes: usize, floors: &[Rise]) {
         let begun = Instant::now();
         let now = self.shared.now();
         self.round += 1;
@@ -232,12 +234,7 @@ impl Committer {
         let start =
             |ends: fn(&Append) -> usize| appends.start.checked_sub(1).map_or(0, |at| ends(&gathered.appends[at]));
         let (mut bytes_at, mut hashes_at) = (start(|append| append.bytes_end), start(|append| append.hashes_end));
-        let mut unit_bytes = (floors.len() + 1) * APPEND_OVERHEAD_BYTES;
-        let mut before = bytes_at;
-        for append in &gathered.appends[appends.clone()] {
-            unit_bytes += unit_bytes_max(append, append.bytes_end - before);
-            before = append.bytes_end;
-        }
+        let unit_bytes = appends_bytes + (floors.len() + 1) * APPEND_OVERHEAD_BYTES;
         let obstacle = self.obstacle(unit_bytes);
         for append in &gathered.appends[appends.clone()] {
             let area = &gathered.bytes[bytes_at..append.bytes_end];
