@@ -6,6 +6,7 @@ use tokio::sync::oneshot;
 
 use super::cut::{Part, cut};
 use super::pool::{Class, SessionKey, Turn};
+use super::readers::read;
 use super::{Broker, Error, Inner};
 use crate::protocol::Batch;
 use crate::storage::{Block, EngineError, Facts, Read, ReadAt, Refused, Room};
@@ -197,7 +198,7 @@ fn closed() -> Refused {
 
 fn last_record(inner: &Inner, name: &RoomName) -> Result<Option<LastRecord>, Refused> {
     let room = inner.room(name)?;
-    let Read::Block(block) = inner.engine.read(&room, ReadAt::Before(Offset::MAX))? else { return Ok(None) };
+    let Read::Block(block) = read(&*inner.engine, &room, ReadAt::Before(Offset::MAX))? else { return Ok(None) };
     let damaged = |error| Refused::new(Code::StorageFailed, format!("room {name:?}: {error}"));
     let batch = Batch::parse(&block.body).map_err(damaged)?;
     let Some(record) = batch.records(block.prev).last().transpose().map_err(damaged)? else { return Ok(None) };
@@ -291,7 +292,9 @@ impl Walk {
     }
 
     fn step_back(&mut self, inner: &Inner, direction: Direction) -> Result<Option<Direction>, EngineError> {
-        let Read::Block(block) = inner.engine.read(&self.room, ReadAt::Before(direction.at))? else { return Ok(None) };
+        let Read::Block(block) = read(&*inner.engine, &self.room, ReadAt::Before(direction.at))? else {
+            return Ok(None);
+        };
         let floor = self.room.facts().floor;
         let offsets = self.offsets(&block, floor, direction.at)?;
         let skip = offsets.len().saturating_sub(direction.records_left as usize);
@@ -312,7 +315,9 @@ impl Walk {
     }
 
     fn step_forth(&mut self, inner: &Inner, direction: Direction) -> Result<Option<Direction>, EngineError> {
-        let Read::Block(block) = inner.engine.read(&self.room, ReadAt::After(direction.at))? else { return Ok(None) };
+        let Read::Block(block) = read(&*inner.engine, &self.room, ReadAt::After(direction.at))? else {
+            return Ok(None);
+        };
         let floor = self.room.facts().floor;
         let after = direction.at.max(floor);
         let mut offsets = self.offsets(&block, after, Offset(Offset::MAX.0 + 1))?;

@@ -202,11 +202,14 @@ impl Broker {
     /// Brings those gauges up to date that are costly to keep so: call it before the metrics are read.
     pub fn observe(&self) {
         let mut greatest = 0;
-        self.inner.lagging.lock().retain(|reader| {
+        // Taken away while its readers are asked: one that begins to lag wants the list, and is locked then.
+        let mut lagging = std::mem::take(&mut *self.inner.lagging.lock());
+        lagging.retain(|reader| {
             let lag = reader.upgrade().and_then(|reader| reader.lag());
             greatest = greatest.max(lag.unwrap_or(0));
             lag.is_some()
         });
+        self.inner.lagging.lock().append(&mut lagging);
         self.inner.metrics.subscription_lag.set(greatest as f64);
     }
 
@@ -260,6 +263,19 @@ impl Inner {
 
     fn metrics_lagging(&self, more: i32) {
         self.metrics.subscriptions_lagging.increment(f64::from(more));
+    }
+
+    /// A reader has begun to lag. Called while it is locked, so the others in the list are not.
+    fn lags(&self, reader: &Arc<readers::Reader>) {
+        if reader.is_listed() {
+            return;
+        }
+        let mut lagging = self.lagging.lock();
+        if lagging.len() == lagging.capacity() {
+            // Nobody may ever observe: the list is not to grow with those that have left.
+            lagging.retain(|reader| reader.strong_count() > 0);
+        }
+        lagging.push(Arc::downgrade(reader));
     }
 
     fn metrics_gap(&self) {

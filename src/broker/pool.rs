@@ -4,6 +4,7 @@
 //! A session with a thousand lagging rooms gets the same share as a session with one.
 
 use std::collections::{HashMap, VecDeque};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::thread::JoinHandle;
 
@@ -120,6 +121,14 @@ impl Pool {
         Ok(Self { shared, threads })
     }
 
+    /// How many jobs wait.
+    #[cfg(test)]
+    pub(crate) fn waiting(&self) -> usize {
+        let queue = self.shared.queue.lock();
+        let count = |turns: &Turns| turns.jobs.values().map(VecDeque::len).sum::<usize>();
+        count(&queue.live) + count(&queue.history)
+    }
+
     /// Adds a job behind the others of its session.
     pub(crate) fn submit(&self, class: Class, session: SessionKey, job: Job) {
         self.shared.queue.lock().push(class, session, job);
@@ -138,9 +147,17 @@ fn run(shared: &Shared) {
             continue;
         };
         drop(queue);
-        let turn = job();
-        queue = shared.queue.lock();
-        if turn == Turn::Again {
+        // A job that panics is over. The thread is not: others wait for it.
+        let turn = catch_unwind(AssertUnwindSafe(&mut job)).unwrap_or_else(|_| {
+            tracing::error!("a reading thread has panicked, what it read for is given up");
+            Turn::Done
+        });
+        if turn == Turn::Done {
+            // What it holds may be the last of a broker, and then this ends the threads.
+            drop(job);
+            queue = shared.queue.lock();
+        } else {
+            queue = shared.queue.lock();
             queue.push(class, session, job);
         }
     }
@@ -173,6 +190,7 @@ impl std::fmt::Debug for Pool {
 #[cfg(test)]
 mod tests {
     use std::sync::mpsc;
+    use std::time::Duration;
 
     use super::*;
 
@@ -222,5 +240,31 @@ mod tests {
         pool.submit(Class::Live, 1, note(&order, 1, 3));
         drop(order);
         assert_eq!(seen.iter().map(|(_, turn)| turn).collect::<Vec<_>>(), [3, 2, 1]);
+    }
+
+    #[test]
+    fn a_job_that_panics_leaves_the_thread_to_the_others() {
+        let pool = Pool::start(1).expect("threads can be started");
+        pool.submit(Class::Live, 1, Box::new(|| panic!("as it is meant to be")));
+        let (order, seen) = mpsc::channel();
+        pool.submit(Class::Live, 1, note(&order, 1, 1));
+        assert_eq!(seen.recv_timeout(Duration::from_secs(10)), Ok((1, 1)));
+    }
+
+    #[test]
+    fn a_pool_may_end_with_a_job_that_is_its_last_owner() {
+        struct Last(#[allow(dead_code)] Arc<Pool>, #[allow(dead_code)] mpsc::Sender<()>);
+        let pool = Arc::new(Pool::start(1).expect("threads can be started"));
+        let (ended, end) = mpsc::channel();
+        let (go, may_go) = mpsc::channel::<()>();
+        let last = Last(Arc::clone(&pool), ended);
+        let job = move || {
+            let _ = (&last, may_go.recv());
+            Turn::Done
+        };
+        pool.submit(Class::Live, 1, Box::new(job));
+        drop(pool);
+        go.send(()).expect("the job waits");
+        assert_eq!(end.recv_timeout(Duration::from_secs(10)), Err(mpsc::RecvTimeoutError::Disconnected));
     }
 }

@@ -11,11 +11,18 @@ use crate::protocol::RecordArea;
 use crate::storage::{Appended, Outcome, Refused, Reply, Submission, Targets, record_hash};
 use crate::types::{Code, NewRecord, Offset, PublisherId, RoomName};
 
+/// The longest user, in bytes: as for a room's name.
+const USER_BYTES_MAX: usize = 255;
+
+/// Rooms in which a queue has an identity. Beyond it all are forgotten: a new one may be begun at any time.
+const QUEUES_MAX: usize = 10_000;
+
 /// What [`Publisher::publish`] is given: one record, or several that belong together.
 pub type Message<'a> = NewRecord<'a>;
 
 /// An outgoing queue of this process. Records published through one publisher into one room are stored in the
-/// order in which the calls were made. Cheap to clone; all clones are the same queue.
+/// order in which the calls were made, as long as none is refused: those made behind a refused one before it was
+/// known go out again, in whatever order they are polled. Cheap to clone; all clones are the same queue.
 #[derive(Clone)]
 pub struct Publisher {
     broker: Broker,
@@ -56,6 +63,7 @@ impl Publisher {
     /// The records are handed over before the first await: a call that is dropped has been made all the same.
     ///
     /// # Errors
+    /// `busy` while as many bytes wait for their commit as may ([`Broker::queue`]): nothing was handed over.
     /// [`Error`] says why nothing was stored; [`Error::kind`] what to do.
     pub async fn publish(
         &self,
@@ -78,6 +86,17 @@ impl Publisher {
             let message = format!("{} bytes, a publish has at most {}", area.len(), limits.publish_bytes_max);
             return Err(too_large(message));
         }
+        if self.user.len() > USER_BYTES_MAX {
+            return Err(too_large(format!(
+                "a user of {} bytes, at most {USER_BYTES_MAX} are allowed",
+                self.user.len()
+            )));
+        }
+        let (waiting, waiting_max) = self.broker.queue();
+        if waiting >= waiting_max {
+            let message = format!("{waiting} bytes wait for their commit, at most {waiting_max} may");
+            return Err(Error { code: Code::Busy, message });
+        }
         loop {
             let (publisher, answered) = self.hand_over(room, &area, expect)?;
             let outcome = answered.await.unwrap_or_else(|_| Err(Refused::new(Code::ShuttingDown, "the broker ended")));
@@ -85,8 +104,9 @@ impl Publisher {
                 Ok(appended) => return Ok(appended),
                 Err(refused) => {
                     // A refusal leaves a hole in the queue's numbers: what was handed over behind it is out of
-                    // order. Nothing of that was stored, so it goes out again under a new identity.
-                    let again = refused.code == Code::OutOfOrder;
+                    // order, or of a queue whose beginning the room never saw. After long silence the room has
+                    // forgotten the queue. Nothing was stored, so it goes out again under a new identity.
+                    let again = matches!(refused.code, Code::OutOfOrder | Code::PublisherForgotten);
                     self.renew(room, publisher);
                     if !again {
                         return Err(refused.into());
@@ -113,6 +133,9 @@ impl Publisher {
         let mut submission = Submission::new(Arc::new(Once(Mutex::new(Some(answer)))));
         // Handed over under the lock, so that the order of numbers is the order in the commit queue.
         let mut rooms = self.rooms.lock();
+        if rooms.len() >= QUEUES_MAX && !rooms.contains_key(room) {
+            rooms.clear();
+        }
         let queue = match rooms.entry(room.clone()) {
             std::collections::hash_map::Entry::Occupied(queue) => queue.into_mut(),
             std::collections::hash_map::Entry::Vacant(none) => none.insert(Queue { publisher: identity()?, seq: 1 }),

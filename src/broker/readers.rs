@@ -6,6 +6,7 @@
 
 use std::collections::VecDeque;
 use std::fmt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
 
@@ -116,6 +117,8 @@ struct Shared {
     /// Readers that need the store while the session has read ahead as far as it may.
     waiting: Mutex<VecDeque<Arc<Reader>>>,
     fetches: AtomicUsize,
+    /// Starts that are being looked up, those of rooms that have been left meanwhile too.
+    lookups: AtomicUsize,
     /// In the order of join ids.
     joins: Mutex<Vec<Arc<Reader>>>,
 }
@@ -128,6 +131,10 @@ pub(super) struct Reader {
     this: Weak<Self>,
     /// Whether it stands in the ready queue.
     queued: AtomicBool,
+    /// Whether it stands among those that wait for the store.
+    waiting: AtomicBool,
+    /// Whether it stands in the broker's list of those that lag.
+    listed: AtomicBool,
     follow: OnceLock<FollowId>,
     state: Mutex<State>,
 }
@@ -140,6 +147,8 @@ struct State {
     live: bool,
     lagging: bool,
     fetch: Fetch,
+    /// Whether the ties are cut: a session may leave a room that is just being ended.
+    over: bool,
 }
 
 enum Stage {
@@ -181,6 +190,7 @@ impl Readers {
             ready: Mutex::default(),
             waiting: Mutex::default(),
             fetches: AtomicUsize::new(0),
+            lookups: AtomicUsize::new(0),
             joins: Mutex::default(),
         };
         Self { shared: Arc::new(shared) }
@@ -225,12 +235,18 @@ impl Readers {
             }
             Start::After(position) => Some(position.offset),
         };
+        if position.is_none() && shared.lookups.fetch_add(1, Ordering::SeqCst) >= rooms_max {
+            shared.lookups.fetch_sub(1, Ordering::SeqCst);
+            return Err(Refused::new(Code::Busy, format!("{rooms_max} starts are being looked up already")));
+        }
         let reader = Arc::new_cyclic(|this| Reader {
             join,
             room,
             this: this.clone(),
             owner: Arc::downgrade(shared),
             queued: AtomicBool::new(false),
+            waiting: AtomicBool::new(false),
+            listed: AtomicBool::new(false),
             follow: OnceLock::new(),
             state: Mutex::new(State {
                 position: position.unwrap_or_default(),
@@ -240,6 +256,7 @@ impl Readers {
                 live: false,
                 lagging: false,
                 fetch: Fetch::None,
+                over: false,
             }),
         });
         joins.insert(at, Arc::clone(&reader));
@@ -267,10 +284,16 @@ impl Readers {
         Ok(())
     }
 
-    /// Stops pulling a room until [`Readers::resume`]: its output has nowhere to go.
+    /// Stops pulling a room until [`Readers::resume`]: its output has nowhere to go. What was read ahead for it is
+    /// dropped, so that however many rooms are paused, the others get their blocks from the store.
     pub fn pause(&self, join: JoinId) {
-        if let Ok(reader) = self.find(join) {
-            reader.state.lock().paused = true;
+        let Ok(reader) = self.find(join) else { return };
+        let mut state = reader.state.lock();
+        state.paused = true;
+        let dropped = state.drop_fetched();
+        drop(state);
+        if dropped {
+            self.shared.fetch_used();
         }
     }
 
@@ -307,16 +330,18 @@ impl Readers {
         let shared = &self.shared;
         let mut bytes = 0;
         while bytes < bytes_max {
-            let Some(reader) = shared.ready.lock().pop_front() else { return Pulled::All };
-            // Cleared before the log is looked at, so that a commit from here on queues the reader again.
-            reader.queued.store(false, Ordering::SeqCst);
+            let Some(reader) = shared.next_ready() else { return Pulled::All };
             match reader.take(shared, turn_bytes.min(bytes_max - bytes), &mut bytes, &mut out) {
                 Took::More => reader.enqueue_quietly(shared),
                 Took::Nothing => {}
-                Took::Wait => shared.waiting.lock().push_back(reader),
+                Took::Wait => {
+                    if !reader.waiting.swap(true, Ordering::SeqCst) {
+                        shared.waiting.lock().push_back(reader);
+                    }
+                }
             }
         }
-        if shared.ready.lock().is_empty() { Pulled::All } else { Pulled::More }
+        if shared.ready.lock().is_empty() && !shared.admits() { Pulled::All } else { Pulled::More }
     }
 
     fn find(&self, join: JoinId) -> Result<Arc<Reader>, Refused> {
@@ -348,11 +373,35 @@ impl fmt::Debug for Readers {
 }
 
 impl Shared {
-    /// One block that was read ahead has been used: let a waiting reader ask for its own.
+    /// The next reader to take from: a ready one, or else one that has waited for the store, if it may be asked now.
+    fn next_ready(&self) -> Option<Arc<Reader>> {
+        let ready = self.ready.lock().pop_front();
+        if let Some(reader) = ready {
+            // Cleared before the log is looked at, so that a commit from here on queues the reader again.
+            reader.queued.store(false, Ordering::SeqCst);
+            return Some(reader);
+        }
+        // Each that waits is looked at again as long as there is a place: one that has left the room or needs the
+        // store no more does not keep it from the next one.
+        if self.fetches.load(Ordering::SeqCst) < FETCHES_MAX { self.next_waiting() } else { None }
+    }
+
+    fn next_waiting(&self) -> Option<Arc<Reader>> {
+        let reader = self.waiting.lock().pop_front()?;
+        reader.waiting.store(false, Ordering::SeqCst);
+        Some(reader)
+    }
+
+    /// Whether one that waits for the store may ask it now.
+    fn admits(&self) -> bool {
+        self.fetches.load(Ordering::SeqCst) < FETCHES_MAX && !self.waiting.lock().is_empty()
+    }
+
+    /// One block that was read ahead is no more: let a waiting reader ask for its own. The pull that this wakes sees
+    /// to the others.
     fn fetch_used(&self) {
         self.fetches.fetch_sub(1, Ordering::SeqCst);
-        let waiting = self.waiting.lock().pop_front();
-        if let Some(reader) = waiting {
+        if let Some(reader) = self.next_waiting() {
             reader.enqueue(self);
         }
     }
@@ -484,7 +533,7 @@ impl Reader {
                 }
                 if state.live && !std::mem::replace(&mut state.lagging, true) {
                     shared.broker.metrics_lagging(1);
-                    shared.broker.lagging.lock().push(self.this.clone());
+                    shared.broker.lags(self);
                     out(Output::Lagging(join, position));
                 }
                 state.fetch = Fetch::Asked;
@@ -543,14 +592,25 @@ impl Reader {
     fn fetch(self: &Arc<Self>, shared: &Arc<Shared>, position: Offset) {
         let (reader, engine) = (Arc::clone(self), Arc::clone(&shared.broker.engine));
         let job = Box::new(move || {
-            let read = engine.read(&reader.room, ReadAt::After(position));
-            let owner = reader.owner.upgrade();
+            // Many may have left since they asked: nothing is read for them. The place counts until here, so that
+            // a session never has more jobs than places, however often it joins and leaves.
+            let wanted = reader.owner.strong_count() > 0 && reader.state.lock().wants_blocks();
+            let read = wanted.then(|| read(&*engine, &reader.room, ReadAt::After(position)));
+            let Some(owner) = reader.owner.upgrade() else { return Turn::Done };
             let mut state = reader.state.lock();
-            // A reader that has ended meanwhile no longer waits for it.
-            if let (Some(owner), Fetch::Asked) = (owner, &state.fetch) {
-                state.fetch = Fetch::Done(read);
-                drop(state);
-                reader.enqueue(&owner);
+            match read {
+                Some(read) if state.wants_blocks() => {
+                    state.fetch = Fetch::Done(read);
+                    drop(state);
+                    reader.enqueue(&owner);
+                }
+                _ => {
+                    state.fetch = Fetch::None;
+                    drop(state);
+                    owner.fetch_used();
+                    // It may have been resumed meanwhile.
+                    reader.enqueue(&owner);
+                }
             }
             Turn::Done
         });
@@ -563,6 +623,10 @@ impl Reader {
         let mut lookup = Lookup::new(start);
         let job = Box::new(move || {
             let Some(owner) = reader.owner.upgrade() else { return Turn::Done };
+            if !matches!(reader.state.lock().stage, Stage::Resolving) {
+                owner.lookups.fetch_sub(1, Ordering::SeqCst);
+                return Turn::Done;
+            }
             let stage = match lookup.step(&*engine, &reader.room) {
                 Ok(None) => return Turn::Again,
                 Ok(Some(start)) => {
@@ -574,6 +638,7 @@ impl Reader {
                     Stage::Refused { tag: Some(tag), why: Refused::new(Code::StorageFailed, error.to_string()) }
                 }
             };
+            owner.lookups.fetch_sub(1, Ordering::SeqCst);
             let mut state = reader.state.lock();
             if matches!(state.stage, Stage::Resolving) {
                 state.stage = stage;
@@ -596,13 +661,16 @@ impl Reader {
             self.room.unfollow(*follow);
         }
         let mut state = self.state.lock();
+        if std::mem::replace(&mut state.over, true) {
+            return;
+        }
         state.stage = Stage::Ended;
         if std::mem::take(&mut state.lagging) {
             shared.broker.metrics_lagging(-1);
         }
-        let used = matches!(std::mem::replace(&mut state.fetch, Fetch::None), Fetch::Asked | Fetch::Done(_));
+        let dropped = state.drop_fetched();
         drop(state);
-        if used {
+        if dropped {
             shared.fetch_used();
         }
         shared.broker.metrics_joined(-1);
@@ -610,14 +678,34 @@ impl Reader {
 }
 
 impl Reader {
-    /// How far it is behind the head, in offsets; `None` if it does not lag.
+    /// How far it is behind the head, in offsets; `None` if it does not lag, and then it is listed no more.
     pub(super) fn lag(&self) -> Option<u64> {
         let state = self.state.lock();
+        self.listed.store(state.lagging, Ordering::SeqCst);
         state.lagging.then(|| self.room.facts().head.0.saturating_sub(state.position.0))
+    }
+
+    /// Whether it has been put into the broker's list of those that lag; from now on it has.
+    pub(super) fn is_listed(&self) -> bool {
+        self.listed.swap(true, Ordering::SeqCst)
     }
 }
 
 impl State {
+    /// Drops a block that was read ahead; whether there was one. One that is being read is dropped when it comes.
+    fn drop_fetched(&mut self) -> bool {
+        let dropped = matches!(self.fetch, Fetch::Done(_));
+        if dropped {
+            self.fetch = Fetch::None;
+        }
+        dropped
+    }
+
+    /// Whether what is read for it would be taken.
+    fn wants_blocks(&self) -> bool {
+        !self.paused && matches!(self.stage, Stage::Reading)
+    }
+
     fn spend(&mut self, bytes: usize) {
         if let Some(credit) = &mut self.credit {
             *credit -= i64::try_from(bytes).unwrap_or(i64::MAX);
@@ -629,6 +717,12 @@ impl State {
             out(Output::Live(join, self.position));
         }
     }
+}
+
+/// Reads; a panic is damage that nobody has foreseen, and whoever waits for the block is told.
+pub(super) fn read(engine: &dyn Engine, room: &Room, at: ReadAt) -> Result<Read, EngineError> {
+    let read = catch_unwind(AssertUnwindSafe(|| engine.read(room, at)));
+    read.unwrap_or_else(|_| Err(EngineError::Damaged(format!("room {:?}: reading {at:?} has panicked", room.name()))))
 }
 
 /// Finds where a start lies, one block per step.
@@ -649,7 +743,7 @@ impl Lookup {
         let damaged = |error| EngineError::Damaged(format!("room {:?}: {error}", room.name()));
         match self.start {
             Start::Last(count) => {
-                let Read::Block(block) = engine.read(room, ReadAt::Before(self.before))? else {
+                let Read::Block(block) = read(engine, room, ReadAt::Before(self.before))? else {
                     return Ok(Some(room.facts().floor));
                 };
                 let batch = Batch::parse(&block.body).map_err(damaged)?;
@@ -669,8 +763,10 @@ impl Lookup {
                 Ok(None)
             }
             Start::Since(time) => {
-                let Read::Block(block) = engine.read(room, ReadAt::Since(time))? else {
-                    return Ok(Some(room.facts().head));
+                // Looked at before: what is committed during the read may be of that time.
+                let head = room.facts().head;
+                let Read::Block(block) = read(engine, room, ReadAt::Since(time))? else {
+                    return Ok(Some(head));
                 };
                 let batch = Batch::parse(&block.body).map_err(damaged)?;
                 for record in batch.records(block.prev) {

@@ -8,6 +8,9 @@ use crate::storage::disk::{Fault, FaultyDisk};
 use crate::storage::embedded::open_on;
 use crate::types::{NewRecord, Offset, Position, Start};
 
+mod reading;
+mod stress;
+
 fn room(name: &str) -> RoomName {
     RoomName::new(name).expect("a good name")
 }

@@ -11,8 +11,12 @@ use parking_lot::RwLock;
 
 use super::checkpoint::{Checkpoint, Place};
 use super::engine::EngineError;
+use super::publishers::Publishers;
 use super::room::{Facts, Room, RoomId};
 use crate::types::{Offset, RoomName};
+
+/// So many rooms in memory are never too many.
+const LOADED_MIN: usize = 1024;
 
 /// So many rooms are looked at while the catalog is held.
 const WALK_ROOMS: usize = 1024;
@@ -30,7 +34,16 @@ struct Rooms {
     /// How large `unborn` may grow before the dead are looked for.
     unborn_sweep: usize,
     loaded: usize,
+    /// How many may be loaded before those at rest are looked for.
+    loaded_sweep: usize,
     checkpoint: Option<Arc<Checkpoint>>,
+}
+
+/// What a checkpoint holds of a room's publishers.
+struct Stored {
+    place: Place,
+    checkpoint: Arc<Checkpoint>,
+    publishers: Publishers,
 }
 
 /// A room that has or had records.
@@ -52,8 +65,14 @@ impl Known {
 
 impl Catalog {
     pub(crate) fn new() -> Self {
-        let rooms =
-            Rooms { known: BTreeMap::new(), unborn: HashMap::new(), unborn_sweep: 1024, loaded: 0, checkpoint: None };
+        let rooms = Rooms {
+            known: BTreeMap::new(),
+            unborn: HashMap::new(),
+            unborn_sweep: LOADED_MIN,
+            loaded: 0,
+            loaded_sweep: LOADED_MIN,
+            checkpoint: None,
+        };
         Self { rooms: RwLock::new(rooms) }
     }
 
@@ -69,39 +88,63 @@ impl Catalog {
                 return Ok(room);
             }
         }
-        let mut rooms = self.rooms.write();
-        let Rooms { known, unborn, unborn_sweep, loaded, checkpoint } = &mut *rooms;
-        if let Some((name, known)) = known.get_key_value(name).map(|(name, _)| name.clone()).and_then(|name| {
-            let known = known.get_mut(&name)?;
-            Some((name, known))
-        }) {
-            if let Some(room) = &known.room {
-                return Ok(Arc::clone(room));
-            }
-            let room = Arc::new(Room::new(name));
-            room.with_state(|state| (state.id, state.facts) = (Some(known.id), known.facts));
-            {
-                let mut log = room.log.lock();
-                (log.id, log.facts) = (Some(known.id), known.facts);
-                if let (Some(place), Some(checkpoint)) = (known.place, checkpoint.as_ref()) {
-                    log.publishers = checkpoint.publishers(place)?;
+        loop {
+            // Read before the catalog is locked: a room may remember many publishers.
+            let stored = self.stored(name)?;
+            let mut rooms = self.rooms.write();
+            let Rooms { known, unborn, unborn_sweep, loaded, checkpoint, .. } = &mut *rooms;
+            if let Some((name, _)) = known.get_key_value(name) {
+                let name = name.clone();
+                let known = known.get_mut(&name).expect("it was found just now");
+                if let Some(room) = &known.room {
+                    return Ok(Arc::clone(room));
                 }
+                let publishers = match (known.place, checkpoint.as_ref(), stored) {
+                    (Some(place), Some(checkpoint), stored) => match stored {
+                        Some(stored) if stored.place == place && Arc::ptr_eq(&stored.checkpoint, checkpoint) => {
+                            stored.publishers
+                        }
+                        // There is a newer checkpoint.
+                        _ => continue,
+                    },
+                    _ => Publishers::default(),
+                };
+                let room = Arc::new(Room::new(name));
+                room.with_state(|state| (state.id, state.facts) = (Some(known.id), known.facts));
+                {
+                    let mut log = room.log.lock();
+                    (log.id, log.facts, log.publishers) = (Some(known.id), known.facts, publishers);
+                }
+                known.room = Some(Arc::clone(&room));
+                *loaded += 1;
+                return Ok(room);
             }
-            known.room = Some(Arc::clone(&room));
-            *loaded += 1;
+            if let Some(room) = unborn.get(name).and_then(Weak::upgrade) {
+                return Ok(room);
+            }
+            if unborn.len() >= *unborn_sweep {
+                unborn.retain(|_, room| room.strong_count() > 0);
+                *unborn_sweep = (unborn.len() * 2).max(LOADED_MIN);
+            }
+            let name = RoomName::new(name).map_err(|error| EngineError::Io(error.to_string()))?;
+            let room = Arc::new(Room::new(name.clone()));
+            unborn.insert(name, Arc::downgrade(&room));
             return Ok(room);
         }
-        if let Some(room) = unborn.get(name).and_then(Weak::upgrade) {
-            return Ok(room);
-        }
-        if unborn.len() >= *unborn_sweep {
-            unborn.retain(|_, room| room.strong_count() > 0);
-            *unborn_sweep = (unborn.len() * 2).max(1024);
-        }
-        let name = RoomName::new(name).map_err(|error| EngineError::Io(error.to_string()))?;
-        let room = Arc::new(Room::new(name.clone()));
-        unborn.insert(name, Arc::downgrade(&room));
-        Ok(room)
+    }
+
+    /// What the checkpoint holds of the publishers of a room that is not loaded.
+    fn stored(&self, name: &str) -> Result<Option<Stored>, EngineError> {
+        let (place, checkpoint) = {
+            let rooms = self.rooms.read();
+            let place = rooms.known.get(name).filter(|known| known.room.is_none()).and_then(|known| known.place);
+            match (place, &rooms.checkpoint) {
+                (Some(place), Some(checkpoint)) => (place, Arc::clone(checkpoint)),
+                _ => return Ok(None),
+            }
+        };
+        let publishers = checkpoint.publishers(place)?;
+        Ok(Some(Stored { place, checkpoint, publishers }))
     }
 
     /// A room has its first record.
@@ -134,17 +177,38 @@ impl Catalog {
 
     /// Lets go of rooms that nobody holds and of which the checkpoint and the volumes have everything.
     pub(crate) fn unload(&self) -> usize {
-        let mut rooms = self.rooms.write();
-        let mut unloaded = 0;
-        for known in rooms.known.values_mut() {
-            // Nobody can take a new handle while the catalog is locked.
-            if let Some(room) = known.room.take_if(|room| Arc::strong_count(room) == 1 && room.is_at_rest()) {
-                known.facts = room.facts();
-                unloaded += 1;
+        let (mut behind, mut unloaded): (Option<RoomName>, _) = (None, 0);
+        loop {
+            let mut rooms = self.rooms.write();
+            let from = behind.as_ref().map_or(Bound::Unbounded, |name| Bound::Excluded(name.as_str()));
+            let (mut seen, mut last, mut gone) = (0, None, 0);
+            for (name, known) in rooms.known.range_mut::<str, _>((from, Bound::Unbounded)).take(WALK_ROOMS) {
+                (seen, last) = (seen + 1, Some(name));
+                // Nobody can take a new handle while the catalog is locked.
+                if let Some(room) = known.room.take_if(|room| Arc::strong_count(room) == 1 && room.is_at_rest()) {
+                    known.facts = room.facts();
+                    gone += 1;
+                }
+            }
+            behind = last.cloned();
+            rooms.loaded -= gone;
+            unloaded += gone;
+            if seen < WALK_ROOMS {
+                rooms.loaded_sweep = (rooms.loaded * 2).max(LOADED_MIN);
+                return unloaded;
             }
         }
-        rooms.loaded -= unloaded;
-        unloaded
+    }
+
+    /// Lets go of rooms if there have become many: they are loaded for a look too, and a volume may be long in coming.
+    pub(crate) fn unload_if_many(&self) {
+        let many = {
+            let rooms = self.rooms.read();
+            rooms.loaded > rooms.loaded_sweep
+        };
+        if many {
+            self.unload();
+        }
     }
 
     pub(crate) fn facts(&self, name: &str) -> Option<Facts> {

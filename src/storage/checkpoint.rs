@@ -1,7 +1,7 @@
 //! The checkpoint of room metadata: what lets a stretch of the journal go.
 //!
 //! One file that holds every room: its name, number and facts, and what it remembers of its publishers. Each room
-//! is checksummed by itself, so that the publishers of a room at rest are read only when somebody publishes there.
+//! is checksummed by itself, so that the publishers of a room at rest are read only when it comes into use.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;

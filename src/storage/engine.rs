@@ -28,7 +28,8 @@ pub trait Engine: Send + Sync + Debug + 'static {
     /// Never blocks. The submission is empty afterwards and keeps its buffers.
     fn submit(&self, submission: &mut Submission);
 
-    /// How many bytes of appends wait, and how many may; beyond it callers stop submitting.
+    /// How many bytes the appends that wait take in memory, with what is noted of each, and how many they may;
+    /// beyond it callers stop submitting.
     fn queue(&self) -> (usize, usize);
 
     /// Reads one block from where it lies, memory or disk. May block.

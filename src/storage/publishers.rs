@@ -165,8 +165,9 @@ impl Publishers {
         times.sort_unstable_by(|a, b| b.cmp(a));
         let oldest = times.get(memory.publishers.saturating_sub(1)).copied().unwrap_or_default();
         self.windows.retain(|_, window| window.time >= oldest);
-        // Many may share one moment; which of those go does not matter, but the bound does.
-        let mut excess = self.windows.len().saturating_sub(memory.publishers + memory.publishers / 8);
+        // Many may share one moment; which of those go does not matter, but that there is space for more does: each
+        // look costs as much as there are.
+        let mut excess = self.windows.len().saturating_sub(memory.publishers);
         if excess > 0 {
             self.windows.retain(|_, window| {
                 let goes = excess > 0 && window.time == oldest;

@@ -8,6 +8,8 @@ use std::sync::Arc;
 use bytes::Bytes;
 use parking_lot::Mutex;
 
+use crate::storage::disk::{MemoryDisk, Space};
+
 use super::{BlockKey, BlockReader, BlockStore, BlockStoreError, BlockWriter, VALUE_BYTES_MAX};
 
 /// What a key costs beside its value, in bytes: the key itself and the map around it.
@@ -17,6 +19,8 @@ const KEY_BYTES: u64 = 64;
 #[derive(Clone, Default, Debug)]
 pub struct MemoryBlockStore {
     volumes: Arc<Mutex<HashMap<PathBuf, Arc<Volume>>>>,
+    /// What blocks are counted by; nothing bounds them without one.
+    space: Option<Arc<Space>>,
 }
 
 #[derive(Debug)]
@@ -24,6 +28,15 @@ struct Volume {
     path: PathBuf,
     blocks: BTreeMap<BlockKey, Bytes>,
     bytes: u64,
+    space: Option<Arc<Space>>,
+}
+
+impl Drop for Volume {
+    fn drop(&mut self) {
+        if let Some(space) = &self.space {
+            space.give_back(self.bytes);
+        }
+    }
 }
 
 impl MemoryBlockStore {
@@ -31,6 +44,12 @@ impl MemoryBlockStore {
     #[must_use]
     pub fn new() -> Self {
         Self::default()
+    }
+
+    /// A store without volumes that shares the capacity of a disk in memory.
+    #[must_use]
+    pub fn within(disk: &MemoryDisk) -> Self {
+        Self { space: Some(disk.space()), ..Self::default() }
     }
 
     fn volume(&self, directory: &Path) -> Result<Arc<Volume>, BlockStoreError> {
@@ -46,7 +65,7 @@ impl BlockStore for MemoryBlockStore {
         }
         Ok(Box::new(Writer {
             volumes: Arc::clone(&self.volumes),
-            volume: Volume { path: directory.to_owned(), blocks: BTreeMap::new(), bytes: 0 },
+            volume: Volume { path: directory.to_owned(), blocks: BTreeMap::new(), bytes: 0, space: self.space.clone() },
         }))
     }
 
@@ -73,7 +92,11 @@ impl BlockWriter for Writer {
     fn put(&mut self, key: BlockKey, value: &[u8]) -> Result<(), BlockStoreError> {
         let last = self.volume.blocks.last_key_value();
         assert!(last.is_none_or(|(last, _)| *last < key) && value.len() <= VALUE_BYTES_MAX);
-        self.volume.bytes += value.len() as u64 + KEY_BYTES;
+        let bytes = value.len() as u64 + KEY_BYTES;
+        if let Some(space) = &self.volume.space {
+            space.take(bytes).map_err(|error| BlockStoreError::io(&self.volume.path, error))?;
+        }
+        self.volume.bytes += bytes;
         self.volume.blocks.insert(key, Bytes::copy_from_slice(value));
         Ok(())
     }

@@ -23,21 +23,22 @@ struct Tree {
     directories: BTreeSet<PathBuf>,
 }
 
+/// The bytes that there are, for files and for whatever else is to be bounded with them.
 #[derive(Debug)]
-struct Space {
+pub(crate) struct Space {
     capacity_bytes: u64,
     used_bytes: AtomicU64,
 }
 
 impl Space {
-    fn take(&self, bytes: u64) -> io::Result<()> {
+    pub(crate) fn take(&self, bytes: u64) -> io::Result<()> {
         let taken = self.used_bytes.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |used| {
             used.checked_add(bytes).filter(|&used| used <= self.capacity_bytes)
         });
         taken.map(drop).map_err(|_| io::ErrorKind::StorageFull.into())
     }
 
-    fn give_back(&self, bytes: u64) {
+    pub(crate) fn give_back(&self, bytes: u64) {
         self.used_bytes.fetch_sub(bytes, Ordering::Relaxed);
     }
 }
@@ -50,6 +51,11 @@ impl MemoryDisk {
         let mut tree = Tree::default();
         tree.directories.insert(PathBuf::new());
         Self { tree: Arc::new(Mutex::new(tree)), space }
+    }
+
+    /// What its capacity is counted by.
+    pub(crate) fn space(&self) -> Arc<Space> {
+        Arc::clone(&self.space)
     }
 }
 

@@ -21,6 +21,7 @@ use std::sync::Arc;
 pub use faulty::{Fault, FaultyDisk, Moment};
 pub use lock::{DirectoryLock, LOCK_NAME};
 pub use memory::MemoryDisk;
+pub(crate) use memory::Space;
 pub use real::RealDisk;
 
 /// A file system, as far as Roomlog uses one. Paths are relative to its root, the data directory.

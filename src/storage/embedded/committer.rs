@@ -4,7 +4,9 @@
 //! one write → one fdatasync → tails and index → answers → wakes. It is a state machine that a test can step; the
 //! thread only drives it.
 
+use std::any::Any;
 use std::collections::VecDeque;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -12,7 +14,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 
 use super::queue::{Gathered, Rise};
-use super::{Indexed, Shared};
+use super::{Indexed, Shared, said};
 use crate::metrics::StorageState;
 use crate::protocol::{BATCH_BYTES_MAX, BatchBuilder, BatchHeader, RecordArea, RunHeader};
 use crate::storage::Source;
@@ -39,6 +41,9 @@ const APPEND_OVERHEAD_BYTES: usize = 256;
 /// The appends of one commit, with all that a unit takes for them, in bytes; a single one is shorter by far.
 const APPENDS_BYTES_MAX: usize = 24 << 20;
 
+/// Rooms of a commit whose buffers are kept for the next.
+const ROOMS_KEPT_MAX: usize = 1024;
+
 /// The floors of one commit.
 const FLOORS_MAX: usize = 20_000;
 const _: () = assert!(APPENDS_BYTES_MAX + (FLOORS_MAX + 1) * APPEND_OVERHEAD_BYTES < UNIT_BYTES_MAX);
@@ -53,6 +58,10 @@ pub(crate) struct Committer {
     rooms: Vec<RoomCommit>,
     rooms_used: usize,
     outcomes: Vec<(u32, usize, Outcome)>,
+    /// How many appends of those gathered have been answered.
+    answered: usize,
+    /// How many the queue was told of, and their bytes.
+    released: (usize, usize),
     /// Counts gatherings, so that a room knows whether its slot is of this one.
     round: u64,
     /// All batches in tails, oldest first, each with its bytes.
@@ -106,6 +115,8 @@ impl Committer {
             rooms: Vec::new(),
             rooms_used: 0,
             outcomes: Vec::new(),
+            answered: 0,
+            released: (0, 0),
             round: 0,
             tails: VecDeque::new(),
             tails_bytes: 0,
@@ -145,7 +156,11 @@ impl Committer {
         let mut gathered = std::mem::take(&mut self.gathered);
         self.shared.queue.take(&mut gathered);
         let step = if !gathered.is_empty() {
-            self.commit_all(&gathered);
+            (self.answered, self.released) = (0, (0, 0));
+            let done = catch_unwind(AssertUnwindSafe(|| self.commit_all(&gathered)));
+            if let Err(panic) = done {
+                self.panicked(&gathered, &*panic);
+            }
             Step::Answered
         } else if closed {
             Step::Closed
@@ -164,30 +179,55 @@ impl Committer {
         while appends.end < gathered.appends.len() || !floors.is_empty() {
             let rising;
             (rising, floors) = floors.split_at(floors.len().min(FLOORS_MAX));
-            appends = appends.end..self.end_of_commit(gathered, appends.end);
-            self.commit(gathered, appends.clone(), rising);
+            let (end, unit_bytes) = self.end_of_commit(gathered, appends.end);
+            appends = appends.end..end;
+            self.commit(gathered, appends.clone(), unit_bytes, rising);
             self.shared.queue.risen(rising.len());
         }
     }
 
-    /// Where a commit ends that begins with this append: it has at most so many bytes of records, and is no longer
-    /// than a unit may be, but has one append at least.
-    fn end_of_commit(&self, gathered: &Gathered, first: usize) -> usize {
+    /// What the rooms remember is not to be trusted any more. Nobody may wait for an answer all the same.
+    fn panicked(&mut self, gathered: &Gathered, panic: &(dyn Any + Send)) {
+        let refused = self.shared.fail(format!("the committer has panicked: {}", said(panic)));
+        let bytes_before = self.answered.checked_sub(1).map_or(0, |last| gathered.appends[last].bytes_end);
+        let (mut start, mut at) = (bytes_before, self.answered);
+        for (end, reply) in &gathered.replies {
+            let told = catch_unwind(AssertUnwindSafe(|| {
+                for append in gathered.appends.get(at..*end).unwrap_or_default() {
+                    reply.answered(append.tag, append.bytes_end - start, Err(refused.clone()));
+                    start = append.bytes_end;
+                }
+                reply.flush(Targets::Many);
+            }));
+            if told.is_err() {
+                tracing::error!("a publisher cannot be answered");
+            }
+            at = at.max(*end);
+            start = at.checked_sub(1).map_or(0, |last| gathered.appends[last].bytes_end);
+        }
+        let bytes = gathered.appends.last().map_or(0, |last| last.bytes_end);
+        self.shared.queue.answered(gathered.appends.len() - self.released.0, bytes - self.released.1);
+    }
+
+    /// Where a commit ends that begins with this append, and what a unit takes for its appends at most. It has no
+    /// more than so many bytes of records, and is no longer than a unit may be, but has one append at least.
+    fn end_of_commit(&self, gathered: &Gathered, first: usize) -> (usize, usize) {
         let records_max = self.shared.options.commit_bytes_max;
         let mut start = first.checked_sub(1).map_or(0, |last| gathered.appends[last].bytes_end);
         let (mut records, mut unit) = (0, 0);
         for (index, append) in gathered.appends.iter().enumerate().skip(first) {
             let bytes = append.bytes_end - start;
-            (records, unit) = (records + bytes, unit + unit_bytes_max(append, bytes));
-            if index > first && (records > records_max || unit > APPENDS_BYTES_MAX) {
-                return index;
+            let unit_with_it = unit + unit_bytes_max(append, bytes);
+            records += bytes;
+            if index > first && (records > records_max || unit_with_it > APPENDS_BYTES_MAX) {
+                return (index, unit);
             }
-            start = append.bytes_end;
+            (start, unit) = (append.bytes_end, unit_with_it);
         }
-        gathered.appends.len()
+        (gathered.appends.len(), unit)
     }
 
-    fn commit(&mut self, gathered: &Gathered, appends: std::ops::Range<usize>, floors: &[Rise]) {
+    fn commit(&mut self, gathered: &Gathered, appends: std::ops::Range<usize>, appends_bytes: usize, floors: &[Rise]) {
         let begun = Instant::now();
         let now = self.shared.now();
         self.round += 1;
@@ -198,12 +238,7 @@ impl Committer {
         let start =
             |ends: fn(&Append) -> usize| appends.start.checked_sub(1).map_or(0, |at| ends(&gathered.appends[at]));
         let (mut bytes_at, mut hashes_at) = (start(|append| append.bytes_end), start(|append| append.hashes_end));
-        let mut unit_bytes = (floors.len() + 1) * APPEND_OVERHEAD_BYTES;
-        let mut before = bytes_at;
-        for append in &gathered.appends[appends.clone()] {
-            unit_bytes += unit_bytes_max(append, append.bytes_end - before);
-            before = append.bytes_end;
-        }
+        let unit_bytes = appends_bytes + (floors.len() + 1) * APPEND_OVERHEAD_BYTES;
         let obstacle = self.obstacle(unit_bytes);
         for append in &gathered.appends[appends.clone()] {
             let area = &gathered.bytes[bytes_at..append.bytes_end];
@@ -412,17 +447,21 @@ impl Committer {
             let stop = (*end).min(appends.end);
             for (tag, append_bytes, outcome) in outcomes.by_ref().take(stop - start) {
                 bytes += append_bytes;
+                self.answered += 1;
                 reply.answered(tag, append_bytes, outcome);
             }
             reply.flush(targets);
             start = stop;
         }
         drop(outcomes);
-        self.shared.queue.answered(bytes);
+        self.shared.queue.answered(appends.len(), bytes);
+        (self.released.0, self.released.1) = (self.released.0 + appends.len(), self.released.1 + bytes);
         for commit in &mut self.rooms[..self.rooms_used] {
             commit.room().notify(targets);
             commit.room = None;
         }
+        // Each has a buffer that may be as long as a batch.
+        self.rooms.truncate(ROOMS_KEPT_MAX);
     }
 }
 

@@ -5,6 +5,7 @@
 //! swap is the only one that counts: what goes before it can be thrown away, what comes after it can be repeated.
 
 use std::collections::HashMap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -12,7 +13,7 @@ use std::time::{Duration, Instant};
 use wildmatch::WildMatch;
 
 use super::queue::Rise;
-use super::{Indexed, Shared, since};
+use super::{Indexed, Shared, said, since};
 use crate::metrics::{Budget, StorageState, Work};
 use crate::protocol::Batch;
 use crate::storage::checkpoint;
@@ -39,6 +40,12 @@ const RETRY_AFTER: Duration = Duration::from_secs(5);
 
 /// Rooms whose floors rise in one pass; the others follow in the next.
 const RISES_MAX: usize = 10_000;
+
+/// After a look at all volumes the next one waits so many times as long as it took.
+const JUDGE_PAUSE: u32 = 20;
+
+/// The input of a build is so long, in bytes, between two looks whether the journal needs a file.
+const RESERVE_EVERY_BYTES: usize = 4 << 20;
 
 /// A step of the system's clock beyond this suspends retention by age.
 const CLOCK_STEP_MAX: Duration = Duration::from_secs(600);
@@ -71,6 +78,10 @@ pub(super) struct Keeper {
     oldest: Option<Time>,
     retry: Option<Instant>,
     slow: Instant,
+    /// The floors that had risen when all volumes were last found to be worth keeping as they are.
+    judged: Option<u64>,
+    /// Not looked at before: looking takes no more than a small part of the time.
+    judge_after: Instant,
     clock: Clock,
 }
 
@@ -86,10 +97,19 @@ impl Keeper {
         let rules = shared.options.retention.iter().map(|rule| (WildMatch::new(&rule.rooms), rule.clone())).collect();
         let clock = Clock { wall: Time::now(), steady: Instant::now(), alarm: false };
         let (slow, begins, oldest, retry) = (Instant::now(), None, None, None);
-        Self { shared, files, manifest, rules, begins, oldest, retry, slow, clock }
+        let (judged, judge_after) = (None, slow);
+        Self { shared, files, manifest, rules, begins, oldest, retry, slow, judged, judge_after, clock }
     }
 
     pub(super) fn run(mut self) {
+        let shared = Arc::clone(&self.shared);
+        if let Err(panic) = catch_unwind(AssertUnwindSafe(|| self.work())) {
+            // Nothing would shorten the journal any more, and publishers would wait for that.
+            shared.fail(format!("the keeper has panicked: {}", said(&*panic)));
+        }
+    }
+
+    fn work(&mut self) {
         loop {
             self.step();
             let mut asked = self.shared.keeper.lock();
@@ -122,13 +142,29 @@ impl Keeper {
         if self.slow.elapsed() >= SLOW_PERIOD {
             self.slow = Instant::now();
             self.retain();
-            let begun = Instant::now();
-            match self.rewrite() {
-                Ok(false) => {}
-                Ok(true) => self.finish(Work::Rewrite, begun, Ok(())),
-                Err(error) => self.finish(Work::Rewrite, begun, Err(error)),
-            }
+            self.tidy_volumes();
+            self.shared.catalog.unload_if_many();
             self.observe();
+        }
+    }
+
+    /// Rewrites volumes if floors have risen or volumes have come since that was last found to be needless: it means
+    /// to read the directories of all volumes.
+    fn tidy_volumes(&mut self) {
+        let (begun, risen) = (Instant::now(), self.shared.queue.risen_ever());
+        if self.judged == Some(risen) || begun < self.judge_after {
+            if let Err(error) = self.shared.volumes.sweep() {
+                tracing::warn!("a volume that is no longer needed could not be deleted: {error}");
+            }
+            return;
+        }
+        match self.rewrite() {
+            Ok(false) => {
+                self.judged = Some(risen);
+                self.judge_after = Instant::now() + begun.elapsed() * JUDGE_PAUSE;
+            }
+            Ok(true) => self.finish(Work::Rewrite, begun, Ok(())),
+            Err(error) => self.finish(Work::Rewrite, begun, Err(error)),
         }
     }
 
@@ -349,6 +385,7 @@ impl Keeper {
             return Err(error.into());
         }
         self.manifest = manifest;
+        self.judged = None;
         Ok(())
     }
 
@@ -425,6 +462,15 @@ impl Keeper {
         floor: impl FnMut(u64) -> Offset,
     ) -> Result<Option<VolumeInfo>, KeepError> {
         let Shared { disk, store, options, .. } = &*self.shared;
+        let mut bytes = 0;
+        let input = input.into_iter().inspect(|input| {
+            bytes += input.as_ref().map_or(0, |input| input.body.len());
+            if bytes >= RESERVE_EVERY_BYTES {
+                bytes = 0;
+                // The committer makes a file itself if this fails.
+                let _ = self.files.reserve();
+            }
+        });
         Ok(build_compressed(&**disk, &**store, id, commits, options.compression, input, floor)?)
     }
 

@@ -12,6 +12,7 @@ mod queue;
 mod reading;
 mod recovery;
 
+use std::any::Any;
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -219,20 +220,40 @@ impl Engine for Embedded {
     }
 
     fn close(&self) {
-        let Some(Threads { committer, keeper, lock }) = self.threads.lock().take() else { return };
-        self.shared.queue.close();
+        // Held to the end: whoever else closes comes back when it is closed.
+        let mut held = self.threads.lock();
+        let Some(threads) = held.take() else { return };
+        let here = std::thread::current().id();
+        if threads.committer.thread().id() == here {
+            // The last owner was a publisher or a follower. The committer cannot wait for its own end.
+            self.shared.queue.close();
+            let shared = Arc::clone(&self.shared);
+            let closing = std::thread::Builder::new().name("roomlog-close".to_owned());
+            if let Err(error) = closing.spawn(move || threads.close(&shared)) {
+                tracing::error!("the log is not closed, the next start looks through its end: {error}");
+            }
+            return;
+        }
+        threads.close(&self.shared);
+    }
+}
+
+impl Threads {
+    fn close(self, shared: &Shared) {
+        let Self { committer, keeper, lock } = self;
+        shared.queue.close();
         let journal = committer.join();
         {
-            let mut asked = self.shared.keeper.lock();
+            let mut asked = shared.keeper.lock();
             asked.stop = true;
-            self.shared.keeper_asked.notify_one();
+            shared.keeper_asked.notify_one();
         }
         let kept = keeper.join();
-        let mut health = self.shared.health.lock();
+        let mut health = shared.health.lock();
         match (&*health, journal, kept) {
             (Health::Failed(_), ..) => {}
             (_, Ok(journal), Ok(())) => {
-                if let Err(error) = self.shared.mark_clean(journal) {
+                if let Err(error) = shared.mark_clean(journal) {
                     tracing::warn!("the journal was not closed cleanly, the next start looks through its end: {error}");
                 }
                 *health = Health::Closed;
@@ -240,8 +261,8 @@ impl Engine for Embedded {
             _ => *health = Health::Failed("a thread of the log has panicked".to_owned()),
         }
         drop(health);
-        self.shared.closed.store(true, Ordering::SeqCst);
-        self.shared.volumes.close();
+        shared.closed.store(true, Ordering::SeqCst);
+        shared.volumes.close();
         drop(lock);
     }
 }
@@ -259,6 +280,12 @@ impl fmt::Debug for Embedded {
             .field("epoch", &self.shared.epoch)
             .finish_non_exhaustive()
     }
+}
+
+/// What a panic said.
+fn said(panic: &(dyn Any + Send)) -> &str {
+    let text = panic.downcast_ref::<String>().map(String::as_str);
+    text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("something that is not a text")
 }
 
 /// How long something took, for messages.

@@ -4,7 +4,7 @@
 //! their buffers.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::thread::Thread;
 
 use parking_lot::Mutex;
@@ -53,14 +53,20 @@ impl Gathered {
 #[derive(Default)]
 pub(crate) struct CommitQueue {
     gathered: Mutex<Gathered>,
-    /// The bytes of appends that are not answered yet.
+    /// What the appends that are not answered yet weigh.
     bytes: AtomicUsize,
     /// Floors that are to rise and have not been committed yet.
     rising: AtomicUsize,
+    risen: AtomicU64,
     /// Whether the committer has gone to sleep.
     asleep: AtomicBool,
     closed: AtomicBool,
     committer: std::sync::OnceLock<Thread>,
+}
+
+/// What appends take in memory: most records of a chat are shorter than what is noted of each.
+fn weight(bytes: usize, appends: usize) -> usize {
+    bytes + appends * size_of::<Append>()
 }
 
 impl CommitQueue {
@@ -75,7 +81,7 @@ impl CommitQueue {
         if self.closed.load(Ordering::SeqCst) {
             return false;
         }
-        self.bytes.fetch_add(submission.bytes.len(), Ordering::Relaxed);
+        self.bytes.fetch_add(weight(submission.bytes.len(), submission.appends.len()), Ordering::Relaxed);
         let (bytes, hashes) = (gathered.bytes.len(), gathered.hashes.len());
         gathered.bytes.extend_from_slice(&submission.bytes);
         gathered.hashes.extend_from_slice(&submission.hashes);
@@ -113,7 +119,13 @@ impl CommitQueue {
 
     /// So many floors have risen, or will not.
     pub(crate) fn risen(&self, floors: usize) {
+        self.risen.fetch_add(floors as u64, Ordering::SeqCst);
         self.rising.fetch_sub(floors, Ordering::SeqCst);
+    }
+
+    /// How many floors have risen since the start.
+    pub(crate) fn risen_ever(&self) -> u64 {
+        self.risen.load(Ordering::SeqCst)
     }
 
     /// Exchanges what waits for an empty `Gathered`.
@@ -121,14 +133,14 @@ impl CommitQueue {
         std::mem::swap(&mut *self.gathered.lock(), empty);
     }
 
-    /// The bytes that wait or are being committed.
+    /// What waits or is being committed, in bytes of memory.
     pub(crate) fn bytes(&self) -> usize {
         self.bytes.load(Ordering::Relaxed)
     }
 
-    /// So many bytes have been answered.
-    pub(crate) fn answered(&self, bytes: usize) {
-        self.bytes.fetch_sub(bytes, Ordering::Relaxed);
+    /// So many appends, with so many bytes of records, have been answered.
+    pub(crate) fn answered(&self, appends: usize, bytes: usize) {
+        self.bytes.fetch_sub(weight(bytes, appends), Ordering::Relaxed);
     }
 
     /// No more is taken; what waits still is.

@@ -33,7 +33,8 @@ impl Embedded {
         check(&options)?;
         if options.durability == Durability::Memory {
             let disk = Arc::new(MemoryDisk::new(options.memory_bytes_max));
-            let parts = assemble(options, metrics, disk, Arc::new(MemoryBlockStore::default()))?;
+            let store = Arc::new(MemoryBlockStore::within(&disk));
+            let parts = assemble(options, metrics, disk, store)?;
             return Self::start(parts, None);
         }
         let root = &options.directory;

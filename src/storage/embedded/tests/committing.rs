@@ -68,6 +68,34 @@ impl Reply for Fragile {
     fn flush(&self, _targets: Targets) {}
 }
 
+#[test]
+fn a_panic_while_committing_stops_the_log_and_leaves_no_publisher_waiting() {
+    let mut log = open(options(1));
+    let (area, hash) = record();
+    let (fragile, sound) = (Arc::<Fragile>::default(), Arc::clone(&log.answers));
+    for (reply, base) in [(Arc::clone(&fragile) as Arc<dyn Reply>, 0), (sound as Arc<dyn Reply>, 10)] {
+        let mut submission = Submission::new(reply);
+        for tag in 0..5_u32 {
+            let room = log.shared.catalog.room("one").expect("a room");
+            let publisher = PublisherId([u8::try_from(base).expect("small"); 16]);
+            submission.push(room, Arc::from(""), publisher, u64::from(tag) + 1, None, base + tag, &area, [hash]);
+        }
+        assert!(log.shared.queue.submit(&mut submission));
+    }
+    assert_eq!(log.committer.step(), Step::Answered);
+    let tags = |answers: &[(u32, Outcome)]| answers.iter().map(|(tag, _)| *tag).collect::<Vec<_>>();
+    assert_eq!(tags(&fragile.0.lock()), [0, 1, 3, 4]);
+    let answers = std::mem::take(&mut *log.answers.0.lock());
+    assert_eq!(tags(&answers), [10, 11, 12, 13, 14]);
+    for (_, outcome) in &answers {
+        assert!(outcome.as_ref().is_err_and(|refused| refused.code == Code::StorageFailed), "{outcome:?}");
+    }
+    assert!(matches!(*log.shared.health.lock(), Health::Failed(_)));
+    assert_eq!(log.shared.queue.bytes(), 0);
+    let later = log.publish(&[Source::new("two").next(1, 10)]).pop().expect("one answer").expect_err("it has failed");
+    assert_eq!(later.code, Code::StorageFailed);
+}
+
 /// A store whose volumes cannot even be tried.
 #[derive(Debug)]
 struct Trap(MemoryBlockStore);
@@ -118,6 +146,15 @@ fn submit_one(engine: &dyn Engine, reply: Arc<dyn Reply>) {
     engine.submit(&mut submission);
 }
 
+#[test]
+fn a_panic_of_the_keeper_stops_the_log() {
+    let due = Options { stretch_age_max: Duration::ZERO, ..options(1) };
+    let log = started(due, Arc::new(Trap(MemoryBlockStore::default())));
+    submit_one(&log, Arc::<Answers>::default());
+    wait_for("the log fails", || matches!(log.health(), Health::Failed(_)));
+    log.close();
+}
+
 /// A publisher that is the last to hold the log.
 #[derive(Debug)]
 struct LastOwner(Mutex<Option<Arc<Embedded>>>, std::sync::mpsc::Sender<()>);
@@ -129,4 +166,56 @@ impl Reply for LastOwner {
         drop(self.0.lock().take());
         let _ = self.1.send(());
     }
+}
+
+#[test]
+fn a_log_whose_last_owner_is_dropped_on_the_committers_thread_is_closed() {
+    let log = Arc::new(started(options(1), Arc::new(MemoryBlockStore::default())));
+    let shared = Arc::clone(&log.shared);
+    let room = log.room(&RoomName::new("one").expect("a name")).expect("a room");
+    let (dropped, last) = std::sync::mpsc::channel();
+    // From here on the publisher alone holds the log.
+    let owner = Arc::new(LastOwner(Mutex::new(Some(log)), dropped));
+    let (area, hash) = record();
+    let mut submission = Submission::new(owner as Arc<dyn Reply>);
+    submission.push(room, Arc::from(""), PublisherId([1; 16]), 1, None, 0, &area, [hash]);
+    assert!(shared.queue.submit(&mut submission));
+    last.recv_timeout(Duration::from_secs(10)).expect("the committer answers");
+    wait_for("the log is closed", || *shared.health.lock() == Health::Closed);
+}
+
+#[test]
+fn with_durability_memory_the_volumes_are_bounded_too() {
+    let few = Options {
+        memory_bytes_max: 8 << 20,
+        stretch_bytes: 1 << 20,
+        durability: crate::storage::Durability::Memory,
+        ..options(1)
+    };
+    let log = Embedded::open(few, Arc::new(Metrics::disabled())).expect("memory is enough");
+    let answers = Arc::<Answers>::default();
+    // Bytes that do not compress.
+    let mut random = StdRng::seed_from_u64(1);
+    let deadline = Instant::now() + Duration::from_secs(60);
+    let mut seq = 0;
+    loop {
+        assert!(Instant::now() < deadline, "8 MiB are full at some time");
+        let mut payload = vec![0; 60_000];
+        random.fill(&mut payload[..]);
+        let mut area = Vec::new();
+        RecordArea::push(&mut area, &NewRecord::new(&payload));
+        let room = log.room(&RoomName::new("one").expect("a name")).expect("a room");
+        let mut submission = Submission::new(Arc::clone(&answers) as Arc<dyn Reply>);
+        seq += 1;
+        let hash = record_hash(RecordArea(&area).split_first().expect("encoded").expect("a record").0);
+        submission.push(room, Arc::from(""), PublisherId([1; 16]), seq, None, 0, &area, [hash]);
+        log.submit(&mut submission);
+        wait_for("the answer", || !answers.0.lock().is_empty());
+        if let Err(refused) = answers.0.lock().pop().expect("one answer").1 {
+            assert_eq!(refused.code, Code::StorageFull);
+            break;
+        }
+        assert!(seq * 60_000 < 9 << 20, "more than there is");
+    }
+    log.close();
 }

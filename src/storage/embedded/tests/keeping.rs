@@ -111,7 +111,7 @@ fn floors_that_rise_again_before_they_are_committed_are_not_counted_twice() {
         log.publish(&[publisher.next(1, 10)]);
         ahead(&log, HOUR);
     }
-    ahead(&log, 3 * HOUR);
+    ahead(&log, 5 * HOUR / 2);
     log.keeper.retain();
     // Not quite: the sixth record is a moment short of its age, however long the test takes.
     ahead(&log, 3 * HOUR - Duration::from_secs(600));
@@ -155,4 +155,24 @@ fn a_disk_that_has_space_but_not_for_a_journal_file_stays_full() {
     disk.set_capacity(64 << 20);
     log.keeper.reserve();
     assert_eq!(*log.shared.health.lock(), Health::Ok);
+}
+
+#[test]
+fn rooms_that_were_only_looked_at_leave_memory_again() {
+    let mut log = Stepped::open(options(1), &FaultyDisk::new(1), &new_store()).expect("a new log");
+    let names: Vec<_> = (0..3000).map(|number| format!("room {number}")).collect();
+    let publishes: Vec<_> = names.iter().map(|name| Source::new(name).next(1, 10)).collect();
+    log.publish(&publishes);
+    log.keeper.build().expect("built");
+    for name in &names {
+        log.read(name);
+    }
+    let loaded = |log: &Stepped| log.shared.catalog.counts().1;
+    assert_eq!(loaded(&log), 3000);
+    log.shared.catalog.unload_if_many();
+    assert!(loaded(&log) < 100, "{} are loaded", loaded(&log));
+    for publish in &publishes {
+        let again = log.publish(std::slice::from_ref(publish)).pop().expect("one answer").expect("a repeat");
+        assert!(again.duplicate, "what it remembers has come back");
+    }
 }

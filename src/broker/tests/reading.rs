@@ -1,0 +1,306 @@
+//! Readers and pages where it is narrow: few places at the store, rooms left and paused, records as large as pages.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
+
+use super::*;
+use crate::broker::readers::{Output, Readers, Wake};
+use crate::protocol::JoinId;
+use crate::storage::{Engine, EngineError, Read, ReadAt, Retention, Targets};
+use crate::types::Time;
+
+/// A broker that has nothing in tails: every read goes to the store.
+async fn without_tails(threads: usize) -> Broker {
+    let mut options = Options::in_memory();
+    options.storage.tails_bytes_max = 0;
+    options.read_threads = threads;
+    Broker::open(options).await.expect("memory is enough")
+}
+
+#[derive(Default)]
+struct Woken(AtomicU64);
+
+impl Wake for Woken {
+    fn wake(&self, _targets: Targets) {
+        self.0.fetch_add(1, Ordering::SeqCst);
+    }
+}
+
+/// Pulls whenever it is woken, as a session does, until `done` says so; panics if that does not come.
+fn pull_until(readers: &Readers, woken: &Woken, what: &str, mut done: impl FnMut(Output) -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(10);
+    let mut seen = 0;
+    loop {
+        assert!(Instant::now() < deadline, "in vain: {what}");
+        let wakes = woken.0.load(Ordering::SeqCst);
+        if wakes == seen {
+            std::thread::yield_now();
+            continue;
+        }
+        seen = wakes;
+        let mut ended = false;
+        while readers.pull(1 << 20, 1 << 16, |output| ended |= done(output)) == Pulled::More {}
+        if ended {
+            return;
+        }
+    }
+}
+
+/// Occupies the reading thread until the sender is dropped.
+fn occupy(broker: &Broker) -> std::sync::mpsc::Sender<()> {
+    let (go, may_go) = std::sync::mpsc::channel::<()>();
+    let job = Box::new(move || {
+        let _ = may_go.recv();
+        pool::Turn::Done
+    });
+    broker.inner.pool.submit(pool::Class::Live, 0, job);
+    go
+}
+
+async fn rooms_with_one_record(broker: &Broker, count: u32) -> Vec<RoomName> {
+    let rooms: Vec<_> = (0..count).map(|number| room(&format!("room {number}"))).collect();
+    for room in &rooms {
+        broker.publish(room, b"x").await.expect("stored");
+    }
+    rooms
+}
+
+#[tokio::test]
+async fn rooms_that_are_left_while_they_wait_for_the_store_do_not_keep_it_from_the_next_one() {
+    let broker = without_tails(1).await;
+    let rooms = rooms_with_one_record(&broker, 9).await;
+    let woken = Arc::<Woken>::default();
+    let readers = broker.readers(1, Arc::clone(&woken) as Arc<dyn Wake>);
+    let busy = occupy(&broker);
+    for (join, room) in (0..).zip(&rooms) {
+        readers.join(JoinId(join), 0, room, Start::Earliest, None).expect("joined");
+    }
+    while readers.pull(1 << 20, 1 << 16, |_| {}) == Pulled::More {}
+    for join in 4..8 {
+        readers.leave(JoinId(join)).expect("joined");
+    }
+    drop(busy);
+    pull_until(&readers, &woken, "the ninth room", |output| matches!(output, Output::Records(JoinId(8), _)));
+}
+
+#[tokio::test]
+async fn paused_rooms_do_not_keep_the_others_from_the_store() {
+    let broker = without_tails(1).await;
+    let rooms = rooms_with_one_record(&broker, 9).await;
+    for pause_late in [false, true] {
+        let woken = Arc::<Woken>::default();
+        let readers = broker.readers(1, Arc::clone(&woken) as Arc<dyn Wake>);
+        let busy = occupy(&broker);
+        for (join, room) in (0..).zip(&rooms) {
+            readers.join(JoinId(join), 0, room, Start::Earliest, None).expect("joined");
+        }
+        while readers.pull(1 << 20, 1 << 16, |_| {}) == Pulled::More {}
+        let pause = || (0..4).for_each(|join| readers.pause(JoinId(join)));
+        if !pause_late {
+            pause();
+        }
+        drop(busy);
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while broker.inner.pool.waiting() > 0 && Instant::now() < deadline {
+            std::thread::yield_now();
+        }
+        if pause_late {
+            pause();
+        }
+        let mut live = 0;
+        pull_until(&readers, &woken, "the other five", |output| {
+            live += u32::from(matches!(output, Output::Live(..)));
+            live == 5
+        });
+        (0..4).for_each(|join| readers.resume(JoinId(join)));
+        pull_until(&readers, &woken, "those that were paused", |output| {
+            live += u32::from(matches!(output, Output::Live(..)));
+            live == 9
+        });
+    }
+}
+
+#[tokio::test]
+async fn a_session_that_joins_and_leaves_all_the_time_has_few_jobs_at_the_store() {
+    let broker = without_tails(1).await;
+    let rooms = rooms_with_one_record(&broker, 1).await;
+    broker.publish(&rooms[0], b"x").await.expect("stored");
+    let readers = broker.readers(1, Arc::<Woken>::default());
+    let busy = occupy(&broker);
+    let mut refused = 0;
+    for _ in 0..3000 {
+        for start in [Start::Earliest, Start::Since(Time(1))] {
+            match readers.join(JoinId(1), 0, &rooms[0], start, None) {
+                Ok(_) => {
+                    while readers.pull(1 << 20, 1 << 16, |_| {}) == Pulled::More {}
+                    readers.leave(JoinId(1)).expect("joined");
+                }
+                Err(why) => {
+                    assert_eq!(why.code, Code::Busy);
+                    refused += 1;
+                }
+            }
+        }
+    }
+    let most = broker.limits().rooms_per_session_max;
+    assert!(refused > 0 && broker.inner.pool.waiting() <= most + 4, "{} jobs", broker.inner.pool.waiting());
+    drop(busy);
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while readers.join(JoinId(1), 0, &rooms[0], Start::Since(Time(1)), None).is_err() {
+        assert!(Instant::now() < deadline, "the lookups of rooms that were left come to an end");
+    }
+}
+
+#[test]
+fn metrics_may_be_observed_while_readers_begin_to_lag() {
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().expect("a runtime");
+    let broker = runtime.block_on(without_tails(2));
+    let (done, ended) = std::sync::mpsc::channel();
+    let stop = Arc::new(std::sync::atomic::AtomicBool::new(false));
+    let observing = {
+        let (broker, stop) = (broker.clone(), Arc::clone(&stop));
+        std::thread::spawn(move || {
+            while !stop.load(Ordering::SeqCst) {
+                broker.observe();
+            }
+        })
+    };
+    runtime.spawn(async move {
+        let lobby = room("lobby");
+        let mut subscription = broker.join(&lobby, Start::New).await.expect("joined");
+        for _ in 0..2000 {
+            broker.publish(&lobby, b"x").await.expect("stored");
+            payloads(&mut subscription, 1).await;
+        }
+        done.send(()).expect("the test waits");
+    });
+    let in_time = ended.recv_timeout(Duration::from_secs(30));
+    stop.store(true, Ordering::SeqCst);
+    assert!(in_time.is_ok(), "readers and observer wait for each other");
+    observing.join().expect("no panic");
+}
+
+/// An engine into which a record is published while a read is going on.
+#[derive(Debug)]
+struct Late {
+    engine: Arc<dyn Engine>,
+    broker: Broker,
+    published: parking_lot::Mutex<bool>,
+}
+
+impl Engine for Late {
+    fn epoch(&self) -> Epoch {
+        self.engine.epoch()
+    }
+
+    fn room(&self, name: &RoomName) -> Result<Arc<Room>, EngineError> {
+        self.engine.room(name)
+    }
+
+    fn submit(&self, submission: &mut Submission) {
+        self.engine.submit(submission);
+    }
+
+    fn queue(&self) -> (usize, usize) {
+        self.engine.queue()
+    }
+
+    fn read(&self, room: &Room, at: ReadAt) -> Result<Read, EngineError> {
+        let read = self.engine.read(room, at);
+        if !std::mem::replace(&mut *self.published.lock(), true) {
+            let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
+            runtime.block_on(self.broker.publish(room.name(), b"late")).expect("stored");
+        }
+        read
+    }
+
+    fn list(&self, prefix: &str, after: &str, limit: usize) -> Vec<(RoomName, crate::storage::Facts)> {
+        self.engine.list(prefix, after, limit)
+    }
+
+    fn facts(&self, name: &str) -> Option<crate::storage::Facts> {
+        self.engine.facts(name)
+    }
+
+    fn health(&self) -> Health {
+        self.engine.health()
+    }
+
+    fn close(&self) {
+        self.engine.close();
+    }
+}
+
+#[tokio::test]
+async fn a_join_since_now_misses_nothing_that_is_committed_while_it_is_looked_up() {
+    let broker = Broker::open(Options::in_memory()).await.expect("memory is enough");
+    let lobby = room("lobby");
+    let early = broker.publish(&lobby, b"early").await.expect("stored");
+    let engine = Arc::clone(&broker.inner.engine);
+    let late = Late { engine, broker: broker.clone(), published: parking_lot::Mutex::new(false) };
+    let metrics = Arc::clone(broker.metrics());
+    let around = Broker::with_engine(Arc::new(late), Limits::default(), 1, metrics).expect("threads");
+    let since = Start::Since(Time(early.time.0 + 1));
+    let mut subscription = around.join(&lobby, since).await.expect("joined");
+    assert_eq!(payloads(&mut subscription, 1).await, [b"late".to_vec()]);
+}
+
+#[tokio::test]
+async fn a_page_around_a_position_holds_its_record_however_large_those_before_it_are() {
+    let broker = Broker::open(Options::in_memory()).await.expect("memory is enough");
+    let lobby = room("lobby");
+    for _ in 0..30 {
+        broker.publish(&lobby, &vec![0; 60 << 10]).await.expect("stored");
+    }
+    let position = Position { epoch: broker.epoch(), offset: Offset(25) };
+    let page = broker.history(&lobby, PageAt::Around(position), 100).await.expect("a page");
+    let mut offsets = Vec::new();
+    for part in &page.parts {
+        let records = Records(part.clone());
+        offsets.extend(records.iter().map(|record| record.expect("whole").offset.0));
+    }
+    assert_eq!(*offsets.last().expect("records"), 30, "{offsets:?}");
+    assert_eq!(offsets, (offsets[0]..=30).collect::<Vec<_>>());
+    assert!(offsets[0] < 20, "both sides: {offsets:?}");
+    assert!(!page.more);
+}
+
+#[tokio::test]
+async fn history_from_the_beginning_begins_where_retention_has_cut() {
+    let mut options = Options::in_memory();
+    options.storage.tails_bytes_max = 0;
+    options.storage.stretch_age_max = Duration::ZERO;
+    options.storage.rewrite_below_percent = 0;
+    let rule = Retention { rooms: "*".to_owned(), max_records: Some(5), ..Retention::default() };
+    options.storage.retention = vec![rule];
+    let broker = Broker::open(options).await.expect("memory is enough");
+    let lobby = room("lobby");
+    for _ in 0..50 {
+        broker.publish(&lobby, &[0; 2000]).await.expect("stored");
+    }
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while broker.inner.engine.facts("lobby").expect("a room").records > 5 {
+        assert!(Instant::now() < deadline, "retention has to cut");
+        tokio::task::yield_now().await;
+    }
+    let page = broker.history(&lobby, PageAt::After(None), 100).await.expect("a page");
+    assert_eq!((page.parts.first().map(|part| part.from), page.first), (Some(Offset(46)), Offset(46)));
+    let mut since = broker.join(&lobby, Start::Since(Time(1))).await.expect("joined");
+    assert_eq!(payloads(&mut since, 5).await.len(), 5);
+}
+
+#[tokio::test]
+async fn what_is_published_behind_a_refused_record_is_stored() {
+    let broker = Broker::open(Options::in_memory()).await.expect("memory is enough");
+    let publisher = broker.publisher("ada");
+    let lobby = room("lobby");
+    let one = [NewRecord::new(b"x")];
+    let (refused, second, third) = tokio::join!(
+        publisher.publish(&lobby, &one, Some(Offset(99))),
+        publisher.publish(&lobby, &one, None),
+        publisher.publish(&lobby, &one, None)
+    );
+    assert_eq!(refused.expect_err("the room has no such head").code, Code::ExpectFailed);
+    let offsets = (second.expect("stored").first.0, third.expect("stored").first.0);
+    assert!(offsets == (1, 2) || offsets == (2, 1), "{offsets:?}");
+}
