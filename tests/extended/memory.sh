@@ -20,7 +20,7 @@ idle() { # idle COUNT URL MOST_KIB
     serve
     case $2 in quic*) port=$quic ;; *) port=$ws ;; esac
     # Warm, so that what is allocated once is not counted for each connection.
-    "$ROOMLOG_BIN" bench --idle 20 --duration 1s --warmup 100ms --url "$2:$port" --insecure >/dev/null
+    "$ROOMLOG_BIN" bench --idle 20 --duration 1s --warmup 100ms --url "$2:$port" --insecure >/dev/null 2>&1
     before=$(resident "$server")
     "$ROOMLOG_BIN" bench --idle "$1" --duration 1h --timeout 120s --url "$2:$port" --insecure >"$work/bench" 2>&1 &
     load=$!
