@@ -193,11 +193,26 @@ impl Outbox {
         }
         answers.count += 1;
         self.bytes.store(answers.frames.len(), Ordering::Relaxed);
+        self.done(bytes);
         drop(answers);
         if let Some(since) = since {
             self.metrics.publish_to_ack.record(since.elapsed());
         }
-        self.done(bytes);
+    }
+
+    /// Answers a request that waited for a reading thread.
+    pub(crate) fn answer(&self, request: RequestId, answer: &Result<ServerFrame<'_>, Refused>, bytes: usize) {
+        self.push_with(|out| {
+            match answer {
+                Ok(frame) => frame_into(out, |out| frame.encode_into(out)),
+                Err(why) => {
+                    self.metrics.errors[why.code].increment(1);
+                    let error = ServerFrame::Error(Fault::new(request, why.code, &why.message));
+                    frame_into(out, |out| error.encode_into(out));
+                }
+            }
+            self.done(bytes);
+        });
     }
 
     /// All answers of a commit have been given.
@@ -209,8 +224,9 @@ impl Outbox {
         }
     }
 
-    /// A request that waited for another thread has been answered.
-    pub(crate) fn done(&self, bytes: usize) {
+    /// A request that waited for another thread has been answered. To be called while the answer cannot be taken yet:
+    /// who has read it may send the next request at once, and must not find that it still counts.
+    fn done(&self, bytes: usize) {
         self.answered_bytes.fetch_add(bytes as u64, Ordering::Relaxed);
         self.answered.fetch_add(1, Ordering::SeqCst);
     }

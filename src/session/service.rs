@@ -208,11 +208,7 @@ impl Service {
         let Some(read) = self.reads.pop_front() else { return };
         let (outbox, bytes) = (Arc::clone(&self.outbox), read.bytes());
         let answer = move |request, answer: Result<ServerFrame<'_>, Refused>| {
-            match answer {
-                Ok(frame) => outbox.push(&frame),
-                Err(why) => outbox.refuse(request, &why),
-            }
-            outbox.done(bytes);
+            outbox.answer(request, &answer, bytes);
             outbox.end_reading();
             outbox.kick();
         };

@@ -144,3 +144,29 @@ pub(crate) fn seed() -> u64 {
     eprintln!("ROOMLOG_TEST_SEED={seed}");
     seed
 }
+
+#[test]
+fn an_answer_that_may_be_taken_no_longer_counts_as_in_flight() {
+    const ANSWERS: u64 = 200_000;
+    let budget = std::sync::Arc::new(SendBudget::new(1 << 20));
+    let metrics = std::sync::Arc::new(crate::metrics::Metrics::disabled());
+    let outbox = Outbox::new(metrics, crate::metrics::Transport::WebSocket, budget);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            for request in 0..ANSWERS {
+                let tag = outbox.begin(super::outbox::Pending { request: 1, records: 1, since: None });
+                if request % 2 == 0 {
+                    let refused = crate::storage::Refused::new(Code::ExpectFailed, "not the head");
+                    outbox.answered(tag, 1, Err(refused));
+                } else {
+                    outbox.answer(1, &Ok(ServerFrame::Ok(1)), 1);
+                }
+            }
+        });
+        let mut taken = 0;
+        while taken < ANSWERS {
+            taken += outbox.take(Vec::clear);
+            assert!(outbox.answered_so_far().0 >= taken, "taken, and still in flight");
+        }
+    });
+}

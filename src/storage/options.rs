@@ -46,7 +46,7 @@ pub struct Options {
     pub stretch_bytes: u64,
     /// A stretch of journal so old is made a volume.
     pub stretch_age_max: Duration,
-    /// The journal may not grow beyond this while volumes are built; then publishers wait, in bytes.
+    /// So much journal may be in no volume yet while volumes are built; beyond it publishers wait, in bytes.
     pub journal_bytes_max: u64,
     /// The newest batches of all rooms that are kept in memory, in bytes.
     pub tails_bytes_max: usize,
