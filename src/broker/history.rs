@@ -5,8 +5,8 @@ use std::sync::Arc;
 use tokio::sync::oneshot;
 
 use super::cut::{Part, cut};
+use super::lookup::read;
 use super::pool::{Class, SessionKey, Turn};
-use super::readers::read;
 use super::{Broker, Error, Inner};
 use crate::protocol::Batch;
 use crate::storage::{Block, EngineError, Facts, Read, ReadAt, Refused, Room};

@@ -5,6 +5,7 @@
 
 mod cut;
 mod history;
+mod lookup;
 mod pool;
 mod publisher;
 mod readers;

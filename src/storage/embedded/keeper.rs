@@ -4,6 +4,8 @@
 //! volumes with little left in them, and looks whether there is space. All of it in steps of which the manifest
 //! swap is the only one that counts: what goes before it can be thrown away, what comes after it can be repeated.
 
+mod retention;
+
 use std::collections::HashMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -12,20 +14,19 @@ use std::time::{Duration, Instant};
 
 use wildmatch::WildMatch;
 
-use super::queue::Rise;
+use self::retention::Clock;
 use super::{Indexed, Shared, said, since};
 use crate::metrics::{Budget, StorageState, Work};
-use crate::protocol::Batch;
 use crate::storage::checkpoint;
-use crate::storage::commit::{BodyPlace, CommitSeq, Floor, JournalFileId, SECTOR_BYTES};
-use crate::storage::engine::{EngineError, Health, Read, ReadAt};
+use crate::storage::commit::{BodyPlace, CommitSeq, JournalFileId, SECTOR_BYTES};
+use crate::storage::engine::{EngineError, Health};
 use crate::storage::error::StorageError;
 use crate::storage::journal::{JournalFiles, JournalUse};
 use crate::storage::manifest::{Manifest, VolumeEntry};
 use crate::storage::marks::Durability;
 use crate::storage::options::Retention;
 use crate::storage::publishers::Publishers;
-use crate::storage::room::{Facts, RoomId};
+use crate::storage::room::RoomId;
 use crate::storage::volume::{Input, VolumeError, VolumeId, VolumeInfo, build_compressed, delete, reread};
 use crate::types::{Offset, RoomName, Time};
 
@@ -38,17 +39,11 @@ const SLOW_PERIOD: Duration = Duration::from_secs(1);
 /// How long it waits after work that failed.
 const RETRY_AFTER: Duration = Duration::from_secs(5);
 
-/// Rooms whose floors rise in one pass; the others follow in the next.
-const RISES_MAX: usize = 10_000;
-
 /// After a look at all volumes the next one waits so many times as long as it took.
 const JUDGE_PAUSE: u32 = 20;
 
 /// The input of a build is so long, in bytes, between two looks whether the journal needs a file.
 const RESERVE_EVERY_BYTES: usize = 4 << 20;
-
-/// A step of the system's clock beyond this suspends retention by age.
-const CLOCK_STEP_MAX: Duration = Duration::from_secs(600);
 
 /// So many batches in the journal make a stretch due however short they are: what is known of their places is in
 /// memory, 256 MiB then.
@@ -85,20 +80,12 @@ pub(super) struct Keeper {
     clock: Clock,
 }
 
-/// Watches the system's clock against the one that cannot be set.
-struct Clock {
-    wall: Time,
-    steady: Instant,
-    alarm: bool,
-}
-
 impl Keeper {
     pub(super) fn new(shared: Arc<Shared>, manifest: Manifest, files: JournalFiles) -> Self {
         let rules = shared.options.retention.iter().map(|rule| (WildMatch::new(&rule.rooms), rule.clone())).collect();
-        let clock = Clock { wall: Time::now(), steady: Instant::now(), alarm: false };
         let (slow, begins, oldest, retry) = (Instant::now(), None, None, None);
         let (judged, judge_after) = (None, slow);
-        Self { shared, files, manifest, rules, begins, oldest, retry, slow, judged, judge_after, clock }
+        Self { shared, files, manifest, rules, begins, oldest, retry, slow, judged, judge_after, clock: Clock::new() }
     }
 
     pub(super) fn run(mut self) {
@@ -516,84 +503,6 @@ impl Keeper {
         Ok(())
     }
 
-    /// Raises the floors that retention asks for.
-    pub(super) fn retain(&mut self) {
-        // Floors that are not committed yet would be counted twice.
-        if self.rules.is_empty() || self.shared.queue.rising() > 0 {
-            return;
-        }
-        let by_age = self.clock.is_steady(Time::now());
-        self.shared.metrics.clock_alarm.set(if by_age { 0.0 } else { 1.0 });
-        let now = self.shared.now();
-        let rules = &self.rules;
-        let rule =
-            |name: &RoomName| rules.iter().find(|(pattern, _)| pattern.matches(name.as_str())).map(|(_, rule)| rule);
-        let due = self
-            .shared
-            .catalog
-            .filter(RISES_MAX, |name, facts| rule(name).is_some_and(|rule| Excess::of(rule, facts, now, by_age).any()));
-        let mut rises = Vec::new();
-        for name in due {
-            let Some(rule) = rule(&name) else { continue };
-            match self.rise(&name, rule, now, by_age) {
-                Ok(rise) => rises.extend(rise),
-                Err(error) => tracing::error!(room = %name, "retention cannot read the room: {error}"),
-            }
-        }
-        if !rises.is_empty() {
-            self.shared.queue.rise(rises);
-        }
-    }
-
-    /// Walks a room from its oldest record until no more has to go.
-    fn rise(&self, name: &RoomName, rule: &Retention, now: Time, by_age: bool) -> Result<Option<Rise>, EngineError> {
-        let room = self.shared.catalog.room(name.as_str())?;
-        let facts = room.facts();
-        let mut excess = Excess::of(rule, &facts, now, by_age);
-        let mut rise =
-            Floor { floor: facts.floor, first: Offset::ZERO, first_time: Time::default(), records: 0, bytes: 0 };
-        'blocks: while excess.any() {
-            let Read::Block(block) = self.shared.read(&room, ReadAt::After(rise.floor))? else { break };
-            let damaged = |error| EngineError::Damaged(format!("room {name:?}: {error}"));
-            let batch = Batch::parse(&block.body).map_err(damaged)?;
-            for run in batch.runs() {
-                let run = run.map_err(damaged)?;
-                if run.last() <= rise.floor {
-                    continue;
-                }
-                let (mut area, mut offset) = (run.area, run.first);
-                while let Some((_, rest)) = area.split_first().map_err(damaged)? {
-                    let bytes = (area.0.len() - rest.0.len()) as u64;
-                    if offset > rise.floor {
-                        if !excess.takes(run.time) {
-                            (rise.first, rise.first_time) = (offset, run.time);
-                            break 'blocks;
-                        }
-                        excess.took(bytes);
-                        rise.floor = offset;
-                        rise.records += 1;
-                        rise.bytes += bytes;
-                    }
-                    area = rest;
-                    offset = Offset(offset.0 + run.header.step);
-                }
-            }
-        }
-        if rise.floor == facts.floor {
-            return Ok(None);
-        }
-        if rise.first == Offset::ZERO
-            && rise.floor < facts.head
-            && let Read::Block(block) = self.shared.read(&room, ReadAt::After(rise.floor))?
-        {
-            // The walk ended with a block: what stays begins with the next one.
-            let batch = Batch::parse(&block.body);
-            let batch = batch.map_err(|error| EngineError::Damaged(format!("room {name:?}: {error}")))?;
-            (rise.first, rise.first_time) = (block.first, batch.header.time);
-        }
-        Ok(Some(Rise { room, floor: rise }))
-    }
-
     /// Tells the gauges.
     fn observe(&self) {
         let shared = &self.shared;
@@ -656,57 +565,6 @@ impl Stretch {
                 state.journal.shrink_to_fit();
             }
         });
-    }
-}
-
-/// What has to go of a room.
-struct Excess {
-    records: u64,
-    bytes: u64,
-    /// Records of an earlier time.
-    before: Time,
-    oldest: Time,
-}
-
-impl Excess {
-    fn of(rule: &Retention, facts: &Facts, now: Time, by_age: bool) -> Self {
-        let age = rule.max_age.filter(|_| by_age).map(|age| u64::try_from(age.as_micros()).unwrap_or(u64::MAX));
-        Self {
-            records: rule.max_records.map_or(0, |max| facts.records.saturating_sub(max)),
-            bytes: rule.max_bytes.map_or(0, |max| facts.bytes.saturating_sub(max)),
-            before: Time(age.map_or(0, |age| now.0.saturating_sub(age))),
-            oldest: if facts.is_empty() { Time(u64::MAX) } else { facts.first_time },
-        }
-    }
-
-    fn any(&self) -> bool {
-        self.takes(self.oldest)
-    }
-
-    /// Whether the oldest record, of this time, goes.
-    fn takes(&self, time: Time) -> bool {
-        self.records > 0 || self.bytes > 0 || time < self.before
-    }
-
-    fn took(&mut self, bytes: u64) {
-        self.records = self.records.saturating_sub(1);
-        self.bytes = self.bytes.saturating_sub(bytes);
-    }
-}
-
-impl Clock {
-    /// Whether the clock goes on as time does. A step is remembered until the process ends: whoever set the clock
-    /// has to say that it is right now, by a restart.
-    fn is_steady(&mut self, now: Time) -> bool {
-        let passed = u64::try_from(self.steady.elapsed().as_micros()).unwrap_or(u64::MAX);
-        let expected = self.wall.0.saturating_add(passed);
-        if now.0.abs_diff(expected) > CLOCK_STEP_MAX.as_micros() as u64 && !self.alarm {
-            tracing::error!(
-                "the clock was set by more than ten minutes: retention by age is suspended until a restart"
-            );
-            self.alarm = true;
-        }
-        !self.alarm
     }
 }
 
