@@ -125,8 +125,8 @@ pub(crate) struct Inner {
     pub(crate) pool: pool::Pool,
     pub(crate) metrics: Arc<Metrics>,
     sessions: AtomicU64,
-    /// Subscriptions that lag, and some that no longer do.
-    lagging: parking_lot::Mutex<Vec<std::sync::Weak<readers::Reader>>>,
+    /// The sessions' sets of readers, and some that are gone.
+    reader_sets: parking_lot::Mutex<Vec<std::sync::Weak<readers::Shared>>>,
     /// The outgoing queues of [`Broker::publish`].
     own_queues: Arc<publisher::Queues>,
 }
@@ -170,7 +170,7 @@ impl Broker {
             pool: pool::Pool::start(read_threads)?,
             metrics,
             sessions: AtomicU64::new(0),
-            lagging: parking_lot::Mutex::default(),
+            reader_sets: parking_lot::Mutex::default(),
             own_queues: Arc::default(),
         };
         Ok(Self { inner: Arc::new(inner) })
@@ -200,17 +200,20 @@ impl Broker {
         &self.inner.metrics
     }
 
-    /// Brings those gauges up to date that are costly to keep so: call it before the metrics are read.
+    /// Brings those gauges up to date that are costly to keep so: call it before the metrics are read. Looks at every
+    /// subscription once.
     pub fn observe(&self) {
-        let mut greatest = 0;
-        // Taken away while its readers are asked: one that begins to lag wants the list, and is locked then.
-        let mut lagging = std::mem::take(&mut *self.inner.lagging.lock());
-        lagging.retain(|reader| {
-            let lag = reader.upgrade().and_then(|reader| reader.lag());
-            greatest = greatest.max(lag.unwrap_or(0));
-            lag.is_some()
+        let (mut lagging, mut greatest) = (0_u32, 0);
+        let mut sets = self.inner.reader_sets.lock().clone();
+        sets.retain(|set| {
+            let Some(set) = set.upgrade() else { return false };
+            set.each_lag(|behind, in_store| {
+                lagging += u32::from(in_store);
+                greatest = greatest.max(behind);
+            });
+            true
         });
-        self.inner.lagging.lock().append(&mut lagging);
+        self.inner.metrics.subscriptions_lagging.set(f64::from(lagging));
         self.inner.metrics.subscription_lag.set(greatest as f64);
     }
 
@@ -262,21 +265,13 @@ impl Inner {
         self.metrics.subscriptions.increment(f64::from(more));
     }
 
-    fn metrics_lagging(&self, more: i32) {
-        self.metrics.subscriptions_lagging.increment(f64::from(more));
-    }
-
-    /// A reader has begun to lag. Called while it is locked, so the others in the list are not.
-    fn lags(&self, reader: &Arc<readers::Reader>) {
-        if reader.is_listed() {
-            return;
+    /// A session has a set of readers, to be looked at by [`Broker::observe`].
+    fn observed(&self, set: std::sync::Weak<readers::Shared>) {
+        let mut sets = self.reader_sets.lock();
+        if sets.len() == sets.capacity() {
+            sets.retain(|set| set.strong_count() > 0);
         }
-        let mut lagging = self.lagging.lock();
-        if lagging.len() == lagging.capacity() {
-            // Nobody may ever observe: the list is not to grow with those that have left.
-            lagging.retain(|reader| reader.strong_count() > 0);
-        }
-        lagging.push(Arc::downgrade(reader));
+        sets.push(set);
     }
 
     fn metrics_gap(&self) {

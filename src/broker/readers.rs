@@ -108,7 +108,7 @@ pub struct Readers {
     shared: Arc<Shared>,
 }
 
-struct Shared {
+pub(super) struct Shared {
     broker: Arc<BrokerInner>,
     session: SessionKey,
     wake: Arc<dyn Wake>,
@@ -123,7 +123,7 @@ struct Shared {
 }
 
 /// One subscription: a place in a room's log.
-pub(super) struct Reader {
+struct Reader {
     join: JoinId,
     room: Arc<Room>,
     owner: Weak<Shared>,
@@ -132,8 +132,6 @@ pub(super) struct Reader {
     queued: AtomicBool,
     /// Whether it stands among those that wait for the store.
     waiting: AtomicBool,
-    /// Whether it stands in the broker's list of those that lag.
-    listed: AtomicBool,
     follow: OnceLock<FollowId>,
     state: Mutex<State>,
 }
@@ -192,7 +190,9 @@ impl Readers {
             lookups: AtomicUsize::new(0),
             joins: Mutex::default(),
         };
-        Self { shared: Arc::new(shared) }
+        let shared = Arc::new(shared);
+        shared.broker.observed(Arc::downgrade(&shared));
+        Self { shared }
     }
 
     /// Begins to read a room. `credit` bounds the bytes of batch bodies until more is granted.
@@ -245,7 +245,6 @@ impl Readers {
             owner: Arc::downgrade(shared),
             queued: AtomicBool::new(false),
             waiting: AtomicBool::new(false),
-            listed: AtomicBool::new(false),
             follow: OnceLock::new(),
             state: Mutex::new(State {
                 position: position.unwrap_or_default(),
@@ -372,6 +371,19 @@ impl fmt::Debug for Readers {
 }
 
 impl Shared {
+    /// For each reader: how far it is behind the head, in offsets, and whether it was live and needs the store now.
+    pub(super) fn each_lag(&self, mut each: impl FnMut(u64, bool)) {
+        for reader in &*self.joins.lock() {
+            let state = reader.state.lock();
+            if matches!(state.stage, Stage::Reading) {
+                let (position, live) = (state.position, state.live);
+                drop(state);
+                let (behind, in_store) = reader.room.lag(position);
+                each(behind, in_store && live);
+            }
+        }
+    }
+
     /// The next reader to take from: a ready one, or else one that has waited for the store, if it may be asked now.
     fn next_ready(&self) -> Option<Arc<Reader>> {
         let ready = self.ready.lock().pop_front();
@@ -501,7 +513,6 @@ impl Reader {
                 state.position = last;
                 state.spend(taken);
                 if std::mem::take(&mut state.lagging) {
-                    shared.broker.metrics_lagging(-1);
                     out(Output::CaughtUp(join, last));
                 }
                 if head {
@@ -513,7 +524,6 @@ impl Reader {
             }
             Tail::Head => {
                 if std::mem::take(&mut state.lagging) {
-                    shared.broker.metrics_lagging(-1);
                     out(Output::CaughtUp(join, position));
                 }
                 state.arrive(join, out);
@@ -531,8 +541,6 @@ impl Reader {
                     return Took::Wait;
                 }
                 if state.live && !std::mem::replace(&mut state.lagging, true) {
-                    shared.broker.metrics_lagging(1);
-                    shared.broker.lags(self);
                     out(Output::Lagging(join, position));
                 }
                 state.fetch = Fetch::Asked;
@@ -664,29 +672,12 @@ impl Reader {
             return;
         }
         state.stage = Stage::Ended;
-        if std::mem::take(&mut state.lagging) {
-            shared.broker.metrics_lagging(-1);
-        }
         let dropped = state.drop_fetched();
         drop(state);
         if dropped {
             shared.fetch_used();
         }
         shared.broker.metrics_joined(-1);
-    }
-}
-
-impl Reader {
-    /// How far it is behind the head, in offsets; `None` if it does not lag, and then it is listed no more.
-    pub(super) fn lag(&self) -> Option<u64> {
-        let state = self.state.lock();
-        self.listed.store(state.lagging, Ordering::SeqCst);
-        state.lagging.then(|| self.room.facts().head.0.saturating_sub(state.position.0))
-    }
-
-    /// Whether it has been put into the broker's list of those that lag; from now on it has.
-    pub(super) fn is_listed(&self) -> bool {
-        self.listed.swap(true, Ordering::SeqCst)
     }
 }
 

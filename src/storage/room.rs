@@ -181,6 +181,13 @@ impl Room {
         Tail::Batches { last, head: last == state.facts.head }
     }
 
+    /// How far a place is behind the head, in offsets, and whether what follows it has left memory.
+    pub fn lag(&self, after: Offset) -> (u64, bool) {
+        let state = self.state.lock();
+        let behind = state.facts.head.0.saturating_sub(after.0);
+        (behind, behind > 0 && state.tail.front().is_none_or(|front| front.prev > after))
+    }
+
     /// Whether the checkpoint and the volumes have everything of it.
     pub(crate) fn is_at_rest(&self) -> bool {
         let changed = self.log.lock().changed;
