@@ -456,6 +456,10 @@ impl Keeper {
                 bytes = 0;
                 // The committer makes a file itself if this fails.
                 let _ = self.files.reserve();
+                // A build may take long, and what comes meanwhile is bounded too.
+                if self.is_over() {
+                    self.shared.behind.store(true, Ordering::Relaxed);
+                }
             }
         });
         Ok(build_compressed(&**disk, &**store, id, commits, options.compression, input, floor)?)

@@ -176,3 +176,31 @@ fn rooms_that_were_only_looked_at_leave_memory_again() {
         assert!(again.duplicate, "what it remembers has come back");
     }
 }
+
+#[test]
+fn publishers_wait_at_the_limit_of_the_journal_while_a_volume_is_built_too() {
+    let tight = Options { stretch_bytes: 4 << 20, journal_bytes_max: 8 << 20, ..options(1) };
+    let mut log = Stepped::open(tight, &FaultyDisk::new(1), &new_store()).expect("a new log");
+    let mut publisher = Source::new("one");
+    for _ in 0..160 {
+        log.publish(&[publisher.next(1, 60_000)]).pop().expect("one answer").expect("stored");
+    }
+    assert!(!log.shared.behind.load(Ordering::Relaxed), "the keeper has not looked yet");
+    let (shared, ended) = (Arc::clone(&log.shared), std::sync::atomic::AtomicBool::new(false));
+    let waited = std::thread::scope(|scope| {
+        let watching = scope.spawn(|| {
+            while !ended.load(Ordering::SeqCst) {
+                if shared.behind.load(Ordering::Relaxed) {
+                    return true;
+                }
+                std::hint::spin_loop();
+            }
+            false
+        });
+        log.keeper.build().expect("built");
+        ended.store(true, Ordering::SeqCst);
+        watching.join().expect("no panic")
+    });
+    assert!(waited, "publishers were made to wait during the build");
+    assert!(!shared.behind.load(Ordering::Relaxed), "and go on behind it");
+}
