@@ -3,6 +3,7 @@
 mod durability;
 mod joining;
 mod keeping;
+mod pacing;
 pub(crate) mod world;
 
 /// Runs each scenario in each world.

@@ -38,7 +38,7 @@ pub(crate) struct Sub {
     /// offset need not be one of a record.
     prev_least: Offset,
     /// Bytes that the broker may still send.
-    outstanding: u64,
+    outstanding: i64,
     /// Bytes that wait for the application.
     queued: u64,
     events: VecDeque<Event>,
@@ -131,7 +131,7 @@ impl Joins {
         let entry = |join: &JoinId| {
             let sub = &self.subs[join];
             let position = sub.position.expect("a resumable subscription has a position");
-            let credit_bytes = Some(sub.outstanding);
+            let credit_bytes = Some(sub.outstanding.unsigned_abs());
             Resume { join: *join, room: sub.room.as_str(), position, credit_bytes, want: Want::RECORDS }
         };
         joins.iter().map(entry).collect()
@@ -173,13 +173,13 @@ impl Sub {
             Some(position) => StartAt::After(position),
             None => self.start.into(),
         };
-        let credit_bytes = Some(self.outstanding);
+        let credit_bytes = Some(self.outstanding.unsigned_abs());
         Join { request, join, room: self.room.as_str(), start, credit_bytes, want: Want::RECORDS }
     }
 
     fn ask(&mut self) {
         self.phase = Phase::Asked;
-        self.outstanding = self.bytes_max.saturating_sub(self.queued);
+        self.outstanding = signed(self.bytes_max.saturating_sub(self.queued));
     }
 
     /// The broker has joined us.
@@ -292,7 +292,9 @@ impl Sub {
             return Err(error);
         }
         let bytes = delivery.body.len() as u64;
-        self.outstanding = self.outstanding.saturating_sub(bytes);
+        // Below zero when the last one overdrew it, as it may: the broker counts so, too, and grants have to make up
+        // for that.
+        self.outstanding = self.outstanding.saturating_sub(signed(bytes));
         self.queued += bytes;
         if self.queued > self.bytes_max + Limits::CEILINGS.frame_bytes as u64 {
             return Err(Error::protocol("more deliveries than there was credit for"));
@@ -354,7 +356,7 @@ impl Sub {
     }
 
     fn due(&self) -> u64 {
-        self.bytes_max.saturating_sub(self.outstanding).saturating_sub(self.queued)
+        u64::try_from(signed(self.bytes_max) - self.outstanding - signed(self.queued)).unwrap_or(0)
     }
 
     /// How much to grant; counted as granted.
@@ -363,7 +365,7 @@ impl Sub {
         if self.phase != Phase::Joined || due == 0 {
             return None;
         }
-        self.outstanding += due;
+        self.outstanding += signed(due);
         Some(due)
     }
 
@@ -371,4 +373,8 @@ impl Sub {
     pub(crate) fn position(&self) -> Option<Position> {
         self.position
     }
+}
+
+fn signed(bytes: u64) -> i64 {
+    i64::try_from(bytes).unwrap_or(i64::MAX)
 }
