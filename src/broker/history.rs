@@ -213,7 +213,7 @@ fn last_record(inner: &Inner, name: &RoomName) -> Result<Option<LastRecord>, Ref
 }
 
 /// A page being read: forward and backward from the position in turns, as far as it is wanted.
-struct Walk {
+pub(super) struct Walk {
     room: Arc<Room>,
     backward: Option<Direction>,
     forward: Option<Direction>,
@@ -233,7 +233,13 @@ struct Direction {
 }
 
 impl Walk {
-    fn new(inner: &Inner, room: &RoomName, at: PageAt, limit: u32, bytes_max: usize) -> Result<Self, Refused> {
+    pub(super) fn new(
+        inner: &Inner,
+        room: &RoomName,
+        at: PageAt,
+        limit: u32,
+        bytes_max: usize,
+    ) -> Result<Self, Refused> {
         if limit == 0 {
             return Err(Refused::new(Code::BadFrame, "a page has at least 1 record"));
         }
@@ -275,7 +281,7 @@ impl Walk {
     }
 
     /// Reads one block; whether the page is complete.
-    fn step(&mut self, inner: &Inner) -> Result<bool, EngineError> {
+    pub(super) fn step(&mut self, inner: &Inner) -> Result<bool, EngineError> {
         // In turns, so that neither side takes all the bytes; forth first, where the record itself is.
         match (self.backward, self.forward) {
             (Some(direction), forward) if forward.is_none() || !self.forth_is_next => {
@@ -328,6 +334,11 @@ impl Walk {
             self.more_forth = true;
             return Ok(None);
         }
+        if self.parts.back().is_some_and(|last| last.to < part.prev) {
+            // Retention has overtaken the walk: what was read so far is below the floor now. A page has no holes.
+            self.parts.clear();
+            self.more_back = false;
+        }
         self.parts.push_back(part);
         let records_left = direction.records_left - u32::try_from(offsets.len()).expect("not more than wanted");
         self.more_forth = last < self.room.facts().head;
@@ -359,7 +370,7 @@ impl Walk {
         fits
     }
 
-    fn page(&mut self, inner: &Inner) -> Page {
+    pub(super) fn page(&mut self, inner: &Inner) -> Page {
         let facts = self.room.facts();
         let older = |part: &Part| part.prev > self.room.facts().floor;
         let more = self.more_forth || self.more_back || (self.around && self.parts.front().is_some_and(older));

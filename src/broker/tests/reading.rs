@@ -4,6 +4,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
 use super::*;
+use crate::broker::history::Walk;
 use crate::broker::readers::{Output, Readers, Wake};
 use crate::protocol::JoinId;
 use crate::storage::{Engine, EngineError, Read, ReadAt, Retention, Targets};
@@ -265,28 +266,55 @@ async fn a_page_around_a_position_holds_its_record_however_large_those_before_it
     assert!(page.more, "there is more before");
 }
 
-#[tokio::test]
-async fn history_from_the_beginning_begins_where_retention_has_cut() {
+/// A broker that keeps the newest five records of each room, has nothing in tails and builds volumes at once.
+async fn that_keeps_five() -> Broker {
     let mut options = Options::in_memory();
     options.storage.tails_bytes_max = 0;
     options.storage.stretch_age_max = Duration::ZERO;
     options.storage.rewrite_below_percent = 0;
     let rule = Retention { rooms: "*".to_owned(), max_records: Some(5), ..Retention::default() };
     options.storage.retention = vec![rule];
-    let broker = Broker::open(options).await.expect("memory is enough");
-    let lobby = room("lobby");
+    Broker::open(options).await.expect("memory is enough")
+}
+
+/// Publishes fifty more records and waits until retention has cut all but five.
+async fn publish_fifty_and_keep_five(broker: &Broker, room: &RoomName) {
     for _ in 0..50 {
-        broker.publish(&lobby, &[0; 2000]).await.expect("stored");
+        broker.publish(room, &[0; 2000]).await.expect("stored");
     }
     let deadline = Instant::now() + Duration::from_secs(10);
-    while broker.inner.engine.facts("lobby").expect("a room").records > 5 {
+    while broker.inner.engine.facts(room.as_str()).expect("a room").records > 5 {
         assert!(Instant::now() < deadline, "retention has to cut");
         tokio::task::yield_now().await;
     }
+}
+
+#[tokio::test]
+async fn history_from_the_beginning_begins_where_retention_has_cut() {
+    let broker = that_keeps_five().await;
+    let lobby = room("lobby");
+    publish_fifty_and_keep_five(&broker, &lobby).await;
     let page = broker.history(&lobby, PageAt::After(None), 100).await.expect("a page");
     assert_eq!((page.parts.first().map(|part| part.from), page.first), (Some(Offset(46)), Offset(46)));
     let mut since = broker.join(&lobby, Start::Since(Time(1))).await.expect("joined");
     assert_eq!(payloads(&mut since, 5).await.len(), 5);
+}
+
+#[tokio::test]
+async fn a_page_that_retention_overtakes_while_it_is_read_has_no_hole() {
+    let broker = that_keeps_five().await;
+    let lobby = room("lobby");
+    for _ in 0..2 {
+        broker.publish(&lobby, &[0; 60_000]).await.expect("stored, in a block of its own");
+    }
+    let inner = &broker.inner;
+    let mut walk = Walk::new(inner, &lobby, PageAt::After(None), 100, 1 << 20).expect("a room");
+    assert!(!walk.step(inner).expect("read"), "only the first block has been read");
+    publish_fifty_and_keep_five(&broker, &lobby).await;
+    while !walk.step(inner).expect("read") {}
+    let parts: Vec<_> = walk.page(inner).parts.iter().map(|part| (part.prev.0, part.from.0, part.to.0)).collect();
+    assert!(parts.windows(2).all(|pair| pair[1].0 == pair[0].2), "{parts:?}");
+    assert_eq!((parts[0].1, parts[parts.len() - 1].2), (48, 52), "{parts:?}");
 }
 
 #[tokio::test]

@@ -200,8 +200,9 @@ fn look_at_history(broker: &Broker, random: &mut StdRng, runtime: &tokio::runtim
     for part in page.parts {
         for record in Records(part).iter() {
             let record = record.expect("whole");
-            assert!(last.is_none_or(|last| record.prev == last), "{at:?}: {last:?}, {record:?}");
-            last = Some(record.offset);
+            let crate::types::Record { offset, prev, .. } = record;
+            assert!(last.is_none_or(|last| prev == last), "{at:?}: {offset} says {prev}, but comes behind {last:?}");
+            last = Some(offset);
         }
     }
     if matches!(at, PageAt::After(_)) && !page.more && !room.as_str().starts_with("cut") && head > Offset::ZERO {
