@@ -9,6 +9,7 @@ use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
 
+use bytes::Bytes;
 use parking_lot::{Mutex, MutexGuard};
 
 use super::Inner as BrokerInner;
@@ -21,6 +22,9 @@ use crate::types::{Code, Epoch, GapReason, Offset, RoomName, Start};
 
 /// Blocks that one session may have read ahead of its socket, all its rooms together.
 const FETCHES_MAX: usize = 4;
+
+/// What a body costs beside its own bytes when it is sent, at most.
+const HEAD_BYTES: usize = 48;
 
 /// How a session is told that one of its rooms has something to read.
 pub trait Wake: Send + Sync {
@@ -103,6 +107,24 @@ pub enum Pulled {
     More,
 }
 
+/// What may still come out of a pull.
+struct Left {
+    bytes: usize,
+    /// Whether no body has come out yet.
+    is_first: bool,
+}
+
+impl Left {
+    fn admits(&self, body: &Bytes) -> bool {
+        self.is_first || HEAD_BYTES + body.len() <= self.bytes
+    }
+
+    fn spend(&mut self, body: &Bytes) {
+        self.bytes = self.bytes.saturating_sub(HEAD_BYTES + body.len());
+        self.is_first = false;
+    }
+}
+
 /// The subscriptions of one session.
 pub struct Readers {
     shared: Arc<Shared>,
@@ -174,6 +196,8 @@ enum Fetch {
 enum Took {
     More,
     Nothing,
+    /// What comes next does not fit behind what has come out.
+    Full,
     /// The store is needed, and the session has read ahead as far as it may.
     Wait,
 }
@@ -322,16 +346,22 @@ impl Readers {
         self.shared.joins.lock().len()
     }
 
-    /// Takes what ready rooms have, in turns of at most `turn_bytes` each, until about `bytes_max` bytes of batch
-    /// bodies have come out (by one body more at most) or no room is ready. Never blocks.
+    /// Takes what ready rooms have, in turns of at most `turn_bytes` each, until the next body with its head would
+    /// exceed `bytes_max` bytes in all or no room is ready. The first body comes out whatever its size. Never blocks.
     pub fn pull(&self, bytes_max: usize, turn_bytes: usize, mut out: impl FnMut(Output)) -> Pulled {
         let shared = &self.shared;
-        let mut bytes = 0;
-        while bytes < bytes_max {
+        let mut left = Left { bytes: bytes_max, is_first: true };
+        while left.bytes > 0 {
             let Some(reader) = shared.next_ready() else { return Pulled::All };
-            match reader.take(shared, turn_bytes.min(bytes_max - bytes), &mut bytes, &mut out) {
+            // For what a turn tells beside records.
+            left.bytes = left.bytes.saturating_sub(HEAD_BYTES);
+            match reader.take(shared, turn_bytes, &mut left, &mut out) {
                 Took::More => reader.enqueue_quietly(shared),
                 Took::Nothing => {}
+                Took::Full => {
+                    reader.enqueue_in_front(shared);
+                    return Pulled::More;
+                }
                 Took::Wait => {
                     if !reader.waiting.swap(true, Ordering::SeqCst) {
                         shared.waiting.lock().push_back(reader);
@@ -446,12 +476,19 @@ impl Reader {
         }
     }
 
-    /// One turn: what the room has, as far as `turn_bytes` goes.
+    /// Queues the reader before all others: it has not had its turn.
+    fn enqueue_in_front(self: Arc<Self>, shared: &Shared) {
+        if !self.queued.swap(true, Ordering::SeqCst) {
+            shared.ready.lock().push_front(self);
+        }
+    }
+
+    /// One turn: what the room has, as far as `turn_bytes` and what is left go.
     fn take(
         self: &Arc<Self>,
         shared: &Arc<Shared>,
         turn_bytes: usize,
-        bytes: &mut usize,
+        left: &mut Left,
         out: &mut impl FnMut(Output),
     ) -> Took {
         let join = self.join;
@@ -484,31 +521,38 @@ impl Reader {
                 return Took::Nothing;
             }
             Fetch::Done(read) => {
+                if matches!(&read, Ok(Read::Block(block)) if !left.admits(&block.body)) {
+                    state.fetch = Fetch::Done(read);
+                    return Took::Full;
+                }
                 shared.fetch_used();
-                return self.deliver(shared, state, read, bytes, out);
+                return self.deliver(shared, state, read, left, out);
             }
         }
         let (mut taken, position) = (0, state.position);
         let mut cut_front = None;
-        let tail = self.room.tail(position, turn_bytes, |block| {
-            if cut_front.is_some() {
-                return;
+        let tail = self.room.tail(position, |block| {
+            let turn_is_over = taken > 0 && taken + block.body.len() > turn_bytes;
+            if cut_front.is_some() || turn_is_over || !left.admits(&block.body) {
+                return false;
             }
             if block.prev < position {
                 // The reader begins within this batch; only the first batch of a read can be so.
                 cut_front = Some(block.clone());
-                return;
+                return true;
             }
             taken += block.body.len();
+            left.spend(&block.body);
             let &Block { first, last, prev, source, .. } = block;
             out(Output::Records(join, Part { from: first, to: last, prev, body: block.body.clone(), source }));
+            true
         });
         if let Some(block) = cut_front {
             // What follows it in the tail comes in the next turn, behind it.
-            return self.deliver(shared, state, Ok(Read::Block(block)), bytes, out);
+            return self.deliver(shared, state, Ok(Read::Block(block)), left, out);
         }
-        *bytes += taken;
         match tail {
+            Tail::Refused => Took::Full,
             Tail::Batches { last, head } => {
                 state.position = last;
                 state.spend(taken);
@@ -557,7 +601,7 @@ impl Reader {
         shared: &Arc<Shared>,
         mut state: MutexGuard<'_, State>,
         read: Result<Read, EngineError>,
-        bytes: &mut usize,
+        left: &mut Left,
         out: &mut impl FnMut(Output),
     ) -> Took {
         let join = self.join;
@@ -577,7 +621,7 @@ impl Reader {
         match part {
             Ok((part, last)) => {
                 if let Some(part) = part {
-                    *bytes += part.body.len();
+                    left.spend(&part.body);
                     state.spend(part.body.len());
                     out(Output::Records(join, part));
                 }

@@ -34,7 +34,7 @@ pub struct Options {
     pub handshakes_max: usize,
     /// QUIC handshakes in progress above which a peer must first prove its address.
     pub quic_retry_above: usize,
-    /// Bytes begun for one WebSocket peer, beyond what its socket holds; the last batch may exceed it.
+    /// Bytes begun for one WebSocket peer, beyond what its socket holds; only a single batch body may exceed it.
     pub websocket_send_bytes_max: usize,
     /// Bytes on their way to one QUIC peer.
     pub quic_send_bytes_max: usize,

@@ -61,13 +61,15 @@ pub struct RoomId(pub u64);
 pub enum Tail {
     /// The reader has all there is.
     Head,
-    /// Batches were added.
+    /// Batches were taken.
     Batches {
         /// The reader's new place.
         last: Offset,
         /// Whether that is the head.
         head: bool,
     },
+    /// The next batch is in memory, but was not taken.
+    Refused,
     /// What follows the reader's place is no longer in memory.
     Behind,
     /// The reader's place is below the floor, which is this.
@@ -154,9 +156,8 @@ impl Room {
         self.followers.lock().list.len()
     }
 
-    /// Adds to `out` what follows `after` in the tail, until `bytes_max` is reached (one batch at least).
-    /// Memory only: never blocks.
-    pub fn tail(&self, after: Offset, bytes_max: usize, mut out: impl FnMut(&Block)) -> Tail {
+    /// Gives what follows `after` in the tail, batch by batch, until `take` refuses one. Memory only: never blocks.
+    pub fn tail(&self, after: Offset, mut take: impl FnMut(&Block) -> bool) -> Tail {
         let state = self.state.lock();
         if after >= state.facts.head {
             return Tail::Head;
@@ -169,16 +170,10 @@ impl Room {
         if state.tail.get(at).is_none_or(|batch| batch.prev > after) {
             return Tail::Behind;
         }
-        let (mut bytes, mut last) = (0, after);
-        for batch in state.tail.range(at..) {
-            if bytes > 0 && bytes + batch.body.len() > bytes_max {
-                break;
-            }
-            bytes += batch.body.len();
-            last = batch.last;
-            out(batch);
+        match state.tail.range(at..).take_while(|batch| take(batch)).last() {
+            Some(&Block { last, .. }) => Tail::Batches { last, head: last == state.facts.head },
+            None => Tail::Refused,
         }
-        Tail::Batches { last, head: last == state.facts.head }
     }
 
     /// How far a place is behind the head, in offsets, and whether what follows it has left memory.

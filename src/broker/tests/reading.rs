@@ -266,6 +266,55 @@ async fn a_page_around_a_position_holds_its_record_however_large_those_before_it
     assert!(page.more, "there is more before");
 }
 
+/// Pulls once, and says how many bytes each body has that comes out.
+fn pull_once(readers: &Readers, bytes_max: usize) -> (Vec<usize>, Pulled) {
+    let mut bodies = Vec::new();
+    let pulled = readers.pull(bytes_max, 16 << 10, |output| {
+        if let Output::Records(_, part) = output {
+            bodies.push(part.body.len());
+        }
+    });
+    (bodies, pulled)
+}
+
+#[tokio::test]
+async fn no_more_comes_out_than_was_asked_for_unless_it_is_a_single_body() {
+    for (broker, place) in
+        [(without_tails(1).await, "store"), (Broker::open(Options::in_memory()).await.expect("memory"), "tail")]
+    {
+        let woken = Arc::<Woken>::default();
+        let readers = broker.readers(1, Arc::clone(&woken) as Arc<dyn Wake>);
+        let sizes = [30_000, 30_000, 30_000, 64_000, 100, 100, 64_000];
+        for (join, size) in (0..).zip(sizes) {
+            let room = room(&format!("room {join}"));
+            broker.publish(&room, &vec![0; size]).await.expect("stored");
+            readers.join(JoinId(join), 0, &room, Start::Earliest, None).expect("joined");
+        }
+        let (mut bodies, deadline) = (Vec::new(), Instant::now() + Duration::from_secs(60));
+        while bodies.len() < sizes.len() {
+            assert!(Instant::now() < deadline, "{place}: only {bodies:?}");
+            let (pulled, more) = pull_once(&readers, 65_000);
+            assert!(pulled.len() <= 1 || pulled.iter().sum::<usize>() <= 65_000, "{place}: {pulled:?}");
+            assert!(more == Pulled::All || !pulled.is_empty(), "{place}: a pull that is not the last gives something");
+            bodies.extend(pulled);
+            std::thread::yield_now();
+        }
+        let (single, _) = {
+            let big = room("room 3");
+            readers.leave(JoinId(3)).expect("joined");
+            readers.join(JoinId(9), 0, &big, Start::Earliest, None).expect("joined");
+            loop {
+                let pulled = pull_once(&readers, 1000);
+                assert!(Instant::now() < deadline, "{place}: the record never comes");
+                if !pulled.0.is_empty() {
+                    break pulled;
+                }
+            }
+        };
+        assert!(single.len() == 1 && single[0] > 64_000, "{place}: {single:?}");
+    }
+}
+
 /// A broker that keeps the newest five records of each room, has nothing in tails and builds volumes at once.
 async fn that_keeps_five() -> Broker {
     let mut options = Options::in_memory();

@@ -132,15 +132,14 @@ pub(crate) struct Out {
     /// Bytes that the socket has taken, ever.
     pub(crate) taken: u64,
     sampled: Sampled,
-    /// What is pulled from the readers for one write, in bytes. The last body may exceed it.
+    /// What is pulled from the readers for one write, in bytes. Only a single body may exceed it.
     write_bytes: usize,
 }
 
 impl Out {
     /// The writing side of a session that has joined nothing; `send_bytes_max` is what may be begun for its peer.
     pub(crate) fn new(send_bytes_max: usize) -> Self {
-        // A body has up to 64 KiB, but most have much less: half leaves room for the last one.
-        Self { write_bytes: (send_bytes_max / 2).max(1), ..Self::default() }
+        Self { write_bytes: send_bytes_max.max(1), ..Self::default() }
     }
 
     /// Queues a pong. One that waits already is replaced: a peer that floods pings costs one pong at a time.
