@@ -121,7 +121,7 @@ pub struct Broker {
 
 pub(crate) struct Inner {
     pub(crate) engine: Arc<dyn Engine>,
-    pub(crate) limits: Limits,
+    pub(crate) limits: Arc<Limits>,
     pub(crate) pool: pool::Pool,
     pub(crate) metrics: Arc<Metrics>,
     sessions: AtomicU64,
@@ -166,7 +166,7 @@ impl Broker {
     ) -> std::io::Result<Self> {
         let inner = Inner {
             engine,
-            limits,
+            limits: Arc::new(limits),
             pool: pool::Pool::start(read_threads)?,
             metrics,
             sessions: AtomicU64::new(0),
@@ -185,6 +185,11 @@ impl Broker {
     /// The limits it was opened with.
     #[must_use]
     pub fn limits(&self) -> &Limits {
+        &self.inner.limits
+    }
+
+    /// As [`Broker::limits`], for those who keep them.
+    pub(crate) fn shared_limits(&self) -> &Arc<Limits> {
         &self.inner.limits
     }
 

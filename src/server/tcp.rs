@@ -137,9 +137,13 @@ impl Inner {
         if served.is_err_and(|error| error.is_timeout()) {
             self.broker.metrics().connections_refused[Refusal::Timeout].increment(1);
         }
-        if let (Some(mut permit), Some(upgrade)) = (permit.lock().take(), upgrade.lock().take()) {
+        let taken = (permit.lock().take(), upgrade.lock().take());
+        if let (Some(mut permit), Some(upgrade)) = taken
+            && let Ok(upgraded) = upgrade.await
+            && let Some((socket, early)) = socket(upgraded.into_inner().into_inner())
+        {
             permit.shaken();
-            Arc::clone(&self).begin_session(upgrade, permit, socket);
+            Arc::clone(&self).begin_session(socket, &early, permit);
         }
     }
 
@@ -177,18 +181,16 @@ impl Inner {
     }
 
     /// A task of its own for the session: what the handshake needed is given back.
-    fn begin_session(self: Arc<Self>, upgrade: Upgrade, permit: Permit, socket: TakeSocket) {
+    fn begin_session(self: Arc<Self>, socket: Socket, early: &[u8], permit: Permit) {
         let number = self.broker.new_session();
         let outbox = self.register(number, Transport::WebSocket);
-        let inner = Arc::clone(&self);
+        let registered = Registered { inner: Arc::clone(&self), number };
+        let send_bytes_max = self.options.websocket_send_bytes_max;
+        let mut serving = Connection::serve(socket, early, self.broker.clone(), number, outbox, send_bytes_max);
         let task = self.tasks.spawn(async move {
-            let registered = Registered { inner, number };
-            let _permit = permit;
-            let Ok(upgraded) = upgrade.await else { return };
-            let Some((socket, early)) = socket(upgraded.into_inner().into_inner()) else { return };
-            let broker = registered.inner.broker.clone();
-            let send_bytes_max = registered.inner.options.websocket_send_bytes_max;
-            Connection::serve(socket, early, broker, number, outbox, send_bytes_max).await;
+            let _held = (&registered, &permit);
+            // Borrowed, not moved: a future that is moved into an `async` block is there twice.
+            std::future::poll_fn(|cx| serving.poll(cx)).await;
         });
         if let Some(entry) = self.sessions.lock().get_mut(&number) {
             entry.task = Some(task.abort_handle());

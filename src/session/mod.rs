@@ -9,6 +9,7 @@ mod end;
 mod outbox;
 mod service;
 
+use std::sync::Arc;
 use std::time::Instant;
 
 pub(crate) use clocks::{Due, Life};
@@ -92,7 +93,7 @@ pub(crate) enum Action<'a> {
 /// The state of one connection.
 #[derive(Debug)]
 pub(crate) struct Session {
-    limits: Limits,
+    limits: Arc<Limits>,
     open: bool,
     clocks: Clocks,
     hashes: Vec<u32>,
@@ -100,7 +101,7 @@ pub(crate) struct Session {
 
 impl Session {
     /// A connection whose transport has finished its handshake now.
-    pub(crate) fn new(limits: Limits, life: Life, now: Instant) -> Self {
+    pub(crate) fn new(limits: Arc<Limits>, life: Life, now: Instant) -> Self {
         Self { limits, open: false, clocks: Clocks::new(life, now), hashes: Vec::new() }
     }
 

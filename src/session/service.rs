@@ -91,7 +91,7 @@ impl Service {
         now: Instant,
     ) -> Self {
         Self {
-            session: Session::new(broker.limits().clone(), life, now),
+            session: Session::new(Arc::clone(broker.shared_limits()), life, now),
             broker,
             outbox,
             number,

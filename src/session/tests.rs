@@ -5,7 +5,7 @@ use crate::protocol::{Hello, Ping, ServerFrame};
 use crate::types::NewRecord;
 
 fn fresh() -> Session {
-    Session::new(Limits::default(), Life::Session, Instant::now())
+    Session::new(Arc::default(), Life::Session, Instant::now())
 }
 
 fn opened() -> Session {

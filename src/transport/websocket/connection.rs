@@ -1,6 +1,7 @@
 //! One WebSocket connection: its task, and what the committer may do of its work.
 
 use std::cell::RefCell;
+use std::future::Future;
 use std::io;
 use std::net::Shutdown;
 use std::pin::Pin;
@@ -14,7 +15,6 @@ use hyper_util::rt::TokioIo;
 use parking_lot::{MappedMutexGuard, Mutex, MutexGuard};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
-use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio_rustls::server::TlsStream;
 
 use super::guard::{Event, Guard, Violation};
@@ -66,28 +66,25 @@ impl Socket {
 pub(crate) struct Connection {
     out: Mutex<Out>,
     outbox: Arc<Outbox>,
-    /// The way to the socket for other threads; absent under TLS, where only the task writes.
-    direct: Option<OwnedWriteHalf>,
+    /// The socket, for all threads; absent under TLS, where only the task has it.
+    direct: Option<TcpStream>,
 }
 
 impl Connection {
-    /// Serves a session until it is over. `early` is what was read behind the request for the upgrade, and
-    /// `send_bytes_max` what may be begun for the peer.
-    pub(crate) async fn serve(
+    /// A session on a socket. `early` is what was read behind the request for the upgrade, and `send_bytes_max` what
+    /// may be begun for the peer.
+    pub(crate) fn serve(
         socket: Socket,
-        early: Bytes,
+        early: &[u8],
         broker: Broker,
         number: u64,
         outbox: Arc<Outbox>,
         send_bytes_max: usize,
-    ) {
+    ) -> Serving {
         let now = Instant::now();
-        let (half, direct) = match socket {
-            Socket::Plain(stream) => {
-                let (read, write) = stream.into_split();
-                (Half::Plain(read), Some(write))
-            }
-            Socket::Tls(stream) => (Half::Tls(stream), None),
+        let (tls, direct) = match socket {
+            Socket::Plain(stream) => (None, Some(stream)),
+            Socket::Tls(stream) => (Some(stream), None),
         };
         let connection =
             Arc::new(Self { out: Mutex::new(Out::new(send_bytes_max)), outbox: Arc::clone(&outbox), direct });
@@ -97,9 +94,13 @@ impl Connection {
         let guard = Guard::new(broker.limits().frame_bytes_max());
         let service = Service::new(broker, number, outbox, reply, Life::Session, now);
         let timer = Timer::new(now);
-        let mut task = Task { connection, half, service, guard, timer, early, taken: 0 };
-        let over = std::future::poll_fn(|cx| task.poll(cx)).await;
-        task.finish(over).await;
+        // A copy: the bytes are part of the buffer of the handshake, which an idle connection is not to keep.
+        let early = early.to_vec();
+        Serving::Going(Task { connection, tls, service, guard, timer, early, taken: 0 })
+    }
+
+    fn direct(&self) -> &TcpStream {
+        self.direct.as_ref().expect("a socket without TLS is there for all threads")
     }
 
     /// Serves the session on this thread if that is worth it and nobody else is at it, else wakes its task.
@@ -149,11 +150,34 @@ impl Streams for Connection {
     fn close(&self, _join: JoinId) {}
 }
 
-/// What the task reads from; under TLS also what it writes to.
-#[derive(Debug)]
-enum Half {
-    Plain(OwnedReadHalf),
-    Tls(Box<TlsStream<TcpStream>>),
+/// A session being served: done when it is over.
+///
+/// Written by hand, since most sessions are idle and an `async fn` would keep room for its end from the beginning.
+#[expect(clippy::large_enum_variant, reason = "the large one is what it is for nearly all its life")]
+pub(crate) enum Serving {
+    /// The session goes on.
+    Going(Task),
+    /// Its last frames are sent.
+    Ending(Pin<Box<dyn Future<Output = ()> + Send>>),
+    /// It is over.
+    Over,
+}
+
+impl Serving {
+    /// Goes on with it.
+    pub(crate) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        if let Self::Going(task) = self {
+            let over = ready!(task.poll(cx));
+            let Self::Going(task) = std::mem::replace(self, Self::Over) else {
+                unreachable!("it was matched just now")
+            };
+            *self = Self::Ending(Box::pin(task.finish(over)));
+        }
+        match self {
+            Self::Ending(end) => end.as_mut().poll(cx),
+            Self::Going(_) | Self::Over => Poll::Ready(()),
+        }
+    }
 }
 
 /// Why the task has nothing more to do.
@@ -179,13 +203,14 @@ impl From<End> for Over {
     }
 }
 
-struct Task {
+/// What the task of a connection owns.
+pub(crate) struct Task {
     connection: Arc<Connection>,
-    half: Half,
+    tls: Option<Box<TlsStream<TcpStream>>>,
     service: Service,
     guard: Guard,
     timer: Timer,
-    early: Bytes,
+    early: Vec<u8>,
     /// The bytes that the socket had taken when its progress was last looked at.
     taken: u64,
 }
@@ -265,7 +290,7 @@ impl Task {
 
     fn write(&mut self, cx: &mut Context<'_>, now: Instant) -> Pumped {
         let mut out = self.connection.out.lock();
-        let pumped = pump(&self.connection, &mut self.half, &mut out, cx);
+        let pumped = pump(&self.connection, self.tls.as_deref_mut(), &mut out, cx);
         let clocks = self.service.session().clocks();
         match pumped {
             Pumped::Blocked => clocks.blocked(now, out.taken != self.taken),
@@ -280,18 +305,12 @@ impl Task {
             let early = std::mem::take(&mut self.early);
             return Poll::Ready(self.take(&early, now));
         }
-        READ.with_borrow_mut(|bytes| {
-            let mut buffer = ReadBuf::new(bytes);
-            let read = match &mut self.half {
-                Half::Plain(half) => Pin::new(half).poll_read(cx, &mut buffer),
-                Half::Tls(stream) => Pin::new(stream).poll_read(cx, &mut buffer),
-            };
+        READ.with_borrow_mut(|buffer| {
+            let read = read(&self.connection, self.tls.as_deref_mut(), buffer, cx);
             match ready!(read) {
-                Err(_) => return Poll::Ready(Err(Over::Gone)),
-                Ok(()) if buffer.filled().is_empty() => return Poll::Ready(Err(Over::Gone)),
-                Ok(()) => {}
+                Err(_) | Ok(0) => Poll::Ready(Err(Over::Gone)),
+                Ok(bytes) => Poll::Ready(self.take(&buffer[..bytes], now)),
             }
-            Poll::Ready(self.take(buffer.filled(), now))
         })
     }
 
@@ -331,10 +350,10 @@ impl Task {
             }
         };
         connection.out.lock().close(code, &reason);
-        let half = &mut self.half;
+        let tls = &mut self.tls;
         let written = std::future::poll_fn(|cx| {
             connection.outbox.take_kick(cx);
-            let pumped = pump(&connection, half, &mut connection.out.lock(), cx);
+            let pumped = pump(&connection, tls.as_deref_mut(), &mut connection.out.lock(), cx);
             match pumped {
                 Pumped::All => Poll::Ready(true),
                 Pumped::Broken => Poll::Ready(false),
@@ -349,18 +368,13 @@ impl Task {
             return;
         }
         if let Some(direct) = &connection.direct {
-            let _ = socket2::SockRef::from(direct.as_ref()).shutdown(Shutdown::Write);
+            let _ = socket2::SockRef::from(direct).shutdown(Shutdown::Write);
         }
         // A socket closed with unread bytes in it is reset, and the peer might not see what was written last.
         let drained = std::future::poll_fn(|cx| {
-            READ.with_borrow_mut(|bytes| {
+            READ.with_borrow_mut(|buffer| {
                 for _ in 0..ROUNDS {
-                    let mut buffer = ReadBuf::new(bytes);
-                    let read = match half {
-                        Half::Plain(half) => Pin::new(&mut *half).poll_read(cx, &mut buffer),
-                        Half::Tls(stream) => Pin::new(&mut *stream).poll_read(cx, &mut buffer),
-                    };
-                    if ready!(read).is_err() || buffer.filled().is_empty() {
+                    if let Err(_) | Ok(0) = ready!(read(&connection, tls.as_deref_mut(), buffer, cx)) {
                         return Poll::Ready(());
                     }
                 }
@@ -380,36 +394,68 @@ impl Drop for Task {
     }
 }
 
+/// Reads what there is: how many bytes, 0 at the end.
+fn read(
+    connection: &Connection,
+    tls: Option<&mut TlsStream<TcpStream>>,
+    buffer: &mut [u8],
+    cx: &mut Context<'_>,
+) -> Poll<io::Result<usize>> {
+    if let Some(stream) = tls {
+        let mut buffer = ReadBuf::new(buffer);
+        ready!(Pin::new(stream).poll_read(cx, &mut buffer))?;
+        return Poll::Ready(Ok(buffer.filled().len()));
+    }
+    let direct = connection.direct();
+    loop {
+        ready!(direct.poll_read_ready(cx))?;
+        match direct.try_read(buffer) {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            read => return Poll::Ready(read),
+        }
+    }
+}
+
 /// Writes what there is; if the socket takes no more, `cx` is woken when it does.
-fn pump(connection: &Connection, half: &mut Half, out: &mut Out, cx: &mut Context<'_>) -> Pumped {
+fn pump(
+    connection: &Connection,
+    tls: Option<&mut TlsStream<TcpStream>>,
+    out: &mut Out,
+    cx: &mut Context<'_>,
+) -> Pumped {
     let outbox = &connection.outbox;
-    match half {
-        Half::Plain(_) => {
-            let direct = connection.direct.as_ref().expect("a socket without TLS has a way for all threads");
-            loop {
-                let pumped = out.pump(outbox, ROUNDS, |slices| direct.try_write_vectored(slices));
-                if pumped != Pumped::Blocked {
-                    return pumped;
-                }
-                match direct.as_ref().poll_write_ready(cx) {
-                    Poll::Pending => return Pumped::Blocked,
-                    Poll::Ready(Ok(())) => {}
-                    Poll::Ready(Err(_)) => return Pumped::Broken,
-                }
+    let Some(stream) = tls else {
+        let direct = connection.direct();
+        loop {
+            let pumped = out.pump(outbox, ROUNDS, |slices| direct.try_write_vectored(slices));
+            if pumped != Pumped::Blocked {
+                return pumped;
+            }
+            match direct.poll_write_ready(cx) {
+                Poll::Pending => return Pumped::Blocked,
+                Poll::Ready(Ok(())) => {}
+                Poll::Ready(Err(_)) => return Pumped::Broken,
             }
         }
-        Half::Tls(stream) => {
-            let pumped =
-                out.pump(outbox, ROUNDS, |slices| match Pin::new(&mut *stream).poll_write_vectored(cx, slices) {
-                    Poll::Ready(written) => written,
-                    Poll::Pending => Err(io::ErrorKind::WouldBlock.into()),
-                });
-            match Pin::new(&mut *stream).poll_flush(cx) {
-                Poll::Ready(Ok(())) => pumped,
-                Poll::Ready(Err(_)) => Pumped::Broken,
-                Poll::Pending if pumped == Pumped::Broken => pumped,
-                Poll::Pending => Pumped::Blocked,
-            }
-        }
+    };
+    let pumped = out.pump(outbox, ROUNDS, |slices| match Pin::new(&mut *stream).poll_write_vectored(cx, slices) {
+        Poll::Ready(written) => written,
+        Poll::Pending => Err(io::ErrorKind::WouldBlock.into()),
+    });
+    match Pin::new(stream).poll_flush(cx) {
+        Poll::Ready(Ok(())) => pumped,
+        Poll::Ready(Err(_)) => Pumped::Broken,
+        Poll::Pending if pumped == Pumped::Broken => pumped,
+        Poll::Pending => Pumped::Blocked,
+    }
+}
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_idle_session_is_small() {
+        let bytes = size_of::<Serving>() + size_of::<Connection>() + size_of::<Outbox>();
+        assert!(bytes <= 1024, "{bytes} bytes");
     }
 }
