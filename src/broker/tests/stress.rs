@@ -164,7 +164,7 @@ impl Session {
                 self.readers.credit(*join, 1 << 40).expect("joined");
             }
         }
-        let deadline = Instant::now() + Duration::from_secs(30);
+        let deadline = Instant::now() + PATIENCE;
         loop {
             self.pull(1 << 16);
             let behind: Vec<_> = self
