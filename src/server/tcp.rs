@@ -18,7 +18,7 @@ use parking_lot::Mutex;
 use tokio::net::{TcpListener, TcpStream};
 
 use super::admission::Permit;
-use super::{Inner, Registered, admin, http};
+use super::{Inner, admin, http};
 use crate::metrics::{Refusal, Transport};
 use crate::transport::websocket::{Connection, Socket, Upgrade};
 
@@ -44,15 +44,7 @@ impl Inner {
                 self.tasks.spawn(refuse(stream));
                 continue;
             };
-            let inner = Arc::clone(&self);
-            self.tasks.spawn(async move {
-                let cut = inner.cut.clone();
-                tokio::select! {
-                    biased;
-                    () = cut.cancelled() => {}
-                    () = inner.client(stream, peer, permit) => {}
-                }
-            });
+            self.spawn_until_cut(Arc::clone(&self).client(stream, peer, permit));
         }
     }
 
@@ -137,9 +129,13 @@ impl Inner {
         if served.is_err_and(|error| error.is_timeout()) {
             self.broker.metrics().connections_refused[Refusal::Timeout].increment(1);
         }
-        if let (Some(mut permit), Some(upgrade)) = (permit.lock().take(), upgrade.lock().take()) {
-            permit.shaken();
-            Arc::clone(&self).begin_session(upgrade, permit, socket);
+        if let (Some(permit), Some(upgrade)) = (permit.lock().take(), upgrade.lock().take()) {
+            let send_bytes_max = self.options.websocket_send_bytes_max;
+            self.begin_session(Transport::WebSocket, permit, async move |broker, number, outbox| {
+                let Ok(upgraded) = upgrade.await else { return };
+                let Some((socket, early)) = socket(upgraded.into_inner().into_inner()) else { return };
+                Connection::serve(socket, early, broker, number, outbox, send_bytes_max).await;
+            });
         }
     }
 
@@ -173,25 +169,6 @@ impl Inner {
                     Err(error) => http::plain(StatusCode::BAD_REQUEST, &format!("{error}\n")),
                 }
             }
-        }
-    }
-
-    /// A task of its own for the session: what the handshake needed is given back.
-    fn begin_session(self: Arc<Self>, upgrade: Upgrade, permit: Permit, socket: TakeSocket) {
-        let number = self.broker.new_session();
-        let outbox = self.register(number, Transport::WebSocket);
-        let inner = Arc::clone(&self);
-        let task = self.tasks.spawn(async move {
-            let registered = Registered { inner, number };
-            let _permit = permit;
-            let Ok(upgraded) = upgrade.await else { return };
-            let Some((socket, early)) = socket(upgraded.into_inner().into_inner()) else { return };
-            let broker = registered.inner.broker.clone();
-            let send_bytes_max = registered.inner.options.websocket_send_bytes_max;
-            Connection::serve(socket, early, broker, number, outbox, send_bytes_max).await;
-        });
-        if let Some(entry) = self.sessions.lock().get_mut(&number) {
-            entry.task = Some(task.abort_handle());
         }
     }
 }
