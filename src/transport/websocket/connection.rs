@@ -6,7 +6,7 @@ use std::net::Shutdown;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use bytes::Bytes;
 use hyper::upgrade::Upgraded;
@@ -24,19 +24,8 @@ use crate::protocol::JoinId;
 use crate::session::{Due, End, Life, Outbox, Reading, Service, Streams};
 use crate::storage::{Outcome, Refused, Reply, Targets};
 use crate::transport::timer::Timer;
+use crate::transport::{CLOSE_TIMEOUT, QUEUE_RETRY, READ_BYTES, ROUNDS};
 use crate::types::RoomName;
-
-/// Bytes read from a socket at a time, into a buffer of the thread.
-const READ_BYTES: usize = 64 << 10;
-
-/// Reads, and writes, of one poll before other connections get their turn.
-const ROUNDS: usize = 4;
-
-/// How soon to look again whether the commit queue has room.
-const QUEUE_RETRY: Duration = Duration::from_millis(2);
-
-/// How long the end of a session may take: its last frames, and the peer's close.
-const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// A stream that has become a WebSocket.
 #[derive(Debug)]
@@ -156,6 +145,15 @@ enum Half {
     Tls(Box<TlsStream<TcpStream>>),
 }
 
+impl Half {
+    fn poll_read(&mut self, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        match self {
+            Self::Plain(half) => Pin::new(half).poll_read(cx, buffer),
+            Self::Tls(stream) => Pin::new(stream).poll_read(cx, buffer),
+        }
+    }
+}
+
 /// Why the task has nothing more to do.
 #[derive(Debug)]
 enum Over {
@@ -191,6 +189,7 @@ struct Task {
 }
 
 thread_local! {
+    // One for all connections of a thread.
     static READ: RefCell<Box<[u8]>> = RefCell::new(vec![0; READ_BYTES].into_boxed_slice());
 }
 
@@ -255,11 +254,7 @@ impl Task {
                 cx.waker().wake_by_ref();
             }
         }
-        if let Some(deadline) = self.service.session().deadline().into_iter().chain(retry).min()
-            && self.timer.due(deadline, cx)
-        {
-            cx.waker().wake_by_ref();
-        }
+        self.timer.arm(self.service.session().deadline().into_iter().chain(retry), cx);
         Poll::Pending
     }
 
@@ -282,11 +277,7 @@ impl Task {
         }
         READ.with_borrow_mut(|bytes| {
             let mut buffer = ReadBuf::new(bytes);
-            let read = match &mut self.half {
-                Half::Plain(half) => Pin::new(half).poll_read(cx, &mut buffer),
-                Half::Tls(stream) => Pin::new(stream).poll_read(cx, &mut buffer),
-            };
-            match ready!(read) {
+            match ready!(self.half.poll_read(cx, &mut buffer)) {
                 Err(_) => return Poll::Ready(Err(Over::Gone)),
                 Ok(()) if buffer.filled().is_empty() => return Poll::Ready(Err(Over::Gone)),
                 Ok(()) => {}
@@ -356,11 +347,7 @@ impl Task {
             READ.with_borrow_mut(|bytes| {
                 for _ in 0..ROUNDS {
                     let mut buffer = ReadBuf::new(bytes);
-                    let read = match half {
-                        Half::Plain(half) => Pin::new(&mut *half).poll_read(cx, &mut buffer),
-                        Half::Tls(stream) => Pin::new(&mut *stream).poll_read(cx, &mut buffer),
-                    };
-                    if ready!(read).is_err() || buffer.filled().is_empty() {
+                    if ready!(half.poll_read(cx, &mut buffer)).is_err() || buffer.filled().is_empty() {
                         return Poll::Ready(());
                     }
                 }
