@@ -66,6 +66,14 @@ async fn rooms_with_one_record(broker: &Broker, count: u32) -> Vec<RoomName> {
     rooms
 }
 
+/// Joins rooms from their beginnings, under ids from 0 on, and takes what comes without the store.
+fn join_all(readers: &Readers, rooms: &[RoomName]) {
+    for (join, room) in (0..).zip(rooms) {
+        readers.join(JoinId(join), 0, room, Start::Earliest, None).expect("joined");
+    }
+    while readers.pull(1 << 20, 1 << 16, |_| {}) == Pulled::More {}
+}
+
 #[tokio::test]
 async fn rooms_that_are_left_while_they_wait_for_the_store_do_not_keep_it_from_the_next_one() {
     let broker = without_tails(1).await;
@@ -73,10 +81,7 @@ async fn rooms_that_are_left_while_they_wait_for_the_store_do_not_keep_it_from_t
     let woken = Arc::<Woken>::default();
     let readers = broker.readers(1, Arc::clone(&woken) as Arc<dyn Wake>);
     let busy = occupy(&broker);
-    for (join, room) in (0..).zip(&rooms) {
-        readers.join(JoinId(join), 0, room, Start::Earliest, None).expect("joined");
-    }
-    while readers.pull(1 << 20, 1 << 16, |_| {}) == Pulled::More {}
+    join_all(&readers, &rooms);
     for join in 4..8 {
         readers.leave(JoinId(join)).expect("joined");
     }
@@ -92,10 +97,7 @@ async fn paused_rooms_do_not_keep_the_others_from_the_store() {
         let woken = Arc::<Woken>::default();
         let readers = broker.readers(1, Arc::clone(&woken) as Arc<dyn Wake>);
         let busy = occupy(&broker);
-        for (join, room) in (0..).zip(&rooms) {
-            readers.join(JoinId(join), 0, room, Start::Earliest, None).expect("joined");
-        }
-        while readers.pull(1 << 20, 1 << 16, |_| {}) == Pulled::More {}
+        join_all(&readers, &rooms);
         let pause = || (0..4).for_each(|join| readers.pause(JoinId(join)));
         if !pause_late {
             pause();
