@@ -15,8 +15,8 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 use crate::raw::{
-    Incoming, PATIENCE, Raw, Session, UPGRADE, frame, hello, hello_with, join, payloads_of, publish, server, shows,
-    with_time_enough, ws_frame,
+    Incoming, PATIENCE, Raw, Session, UPGRADE, Unread, frame, hello, hello_with, join, payloads_of, publish, server,
+    shows, with_time_enough, ws_frame,
 };
 
 fn address(server: &Server) -> SocketAddr {
@@ -198,24 +198,16 @@ async fn a_million_publishes_before_one_byte_is_read_are_each_answered_and_nobod
         }
     };
     let counting = async {
-        let (mut bytes, mut unread) = (vec![0; 1 << 16], Vec::new());
+        let (mut bytes, mut unread) = (vec![0; 1 << 16], Unread::new(true));
         let (mut acknowledged, mut refused) = (0_u32, 0_u32);
         while acknowledged + refused < TOTAL {
             let count =
                 tokio::time::timeout(PATIENCE, read.read(&mut bytes)).await.expect("answers come").expect("it reads");
-            assert_ne!(count, 0, "the session goes on");
-            unread.extend_from_slice(&bytes[..count]);
-            while let Some((incoming, taken)) = crate::raw::parse(&unread) {
-                unread.drain(..taken);
-                let Incoming::Binary(frames) = incoming else { continue };
-                for frame in Frames::new(&frames, usize::MAX) {
-                    match ServerFrame::parse(frame.expect("a frame")).expect("canonical") {
-                        Some(ServerFrame::Published(_)) => acknowledged += 1,
-                        Some(ServerFrame::Error(_)) => refused += 1,
-                        other => panic!("{other:?}"),
-                    }
-                }
-            }
+            unread.add(&bytes[..count], |frame| match frame {
+                ServerFrame::Published(_) => acknowledged += 1,
+                ServerFrame::Error(_) => refused += 1,
+                other => panic!("{other:?}"),
+            });
         }
         acknowledged
     };
@@ -432,29 +424,15 @@ async fn under_tls_a_session_is_as_without() {
         ws_frame(0x82, &join(3, 1, "tea", Start::Earliest)),
     ];
     stream.write_all(&bytes.concat()).await.expect("the server reads");
-    let mut unread = Vec::new();
-    let mut received = Vec::new();
-    let mut upgraded = false;
+    let (mut unread, mut received) = (Unread::new(false), Vec::new());
     while received.len() < 2 {
         let mut buffer = vec![0; 1 << 16];
         let count = tokio::time::timeout(PATIENCE, stream.read(&mut buffer)).await.expect("in time").expect("it reads");
-        assert_ne!(count, 0, "the session goes on");
-        unread.extend_from_slice(&buffer[..count]);
-        if !upgraded && let Some(end) = unread.windows(4).position(|bytes| bytes == b"\r\n\r\n") {
-            unread.drain(..end + 4);
-            upgraded = true;
-        }
-        while upgraded && let Some((incoming, taken)) = crate::raw::parse(&unread) {
-            unread.drain(..taken);
-            let Incoming::Binary(frames) = incoming else { continue };
-            for frame in Frames::new(&frames, usize::MAX) {
-                if let Some(ServerFrame::Delivery(delivery)) =
-                    ServerFrame::parse(frame.expect("whole")).expect("canonical")
-                {
-                    received.extend(payloads_of(&delivery));
-                }
+        unread.add(&buffer[..count], |frame| {
+            if let ServerFrame::Delivery(delivery) = frame {
+                received.extend(payloads_of(&delivery));
             }
-        }
+        });
     }
     assert_eq!(received, [payload, b"small".to_vec()]);
 }
@@ -496,19 +474,13 @@ async fn more_bytes_in_flight_than_allowed_pause_the_reading_and_all_is_stored()
         }
     };
     let reading = async {
-        let (mut bytes, mut unread, mut stored) = (vec![0; 1 << 16], Vec::new(), 0);
+        let (mut bytes, mut unread, mut stored) = (vec![0; 1 << 16], Unread::new(true), 0);
         while stored < TOTAL {
             let read = tokio::time::timeout(PATIENCE, read.read(&mut bytes)).await.expect("answers come");
-            unread.extend_from_slice(&bytes[..read.expect("it reads")]);
-            while let Some((incoming, taken)) = crate::raw::parse(&unread) {
-                unread.drain(..taken);
-                let Incoming::Binary(frames) = incoming else { continue };
-                for frame in Frames::new(&frames, usize::MAX) {
-                    let frame = ServerFrame::parse(frame.expect("a frame")).expect("canonical");
-                    assert!(matches!(frame, Some(ServerFrame::Published(_))), "{frame:?}");
-                    stored += 1;
-                }
-            }
+            unread.add(&bytes[..read.expect("it reads")], |frame| {
+                assert!(matches!(frame, ServerFrame::Published(_)), "{frame:?}");
+                stored += 1;
+            });
         }
     };
     tokio::join!(writing, reading);

@@ -51,7 +51,8 @@ pub(crate) async fn server(change: impl FnOnce(&mut Limits, &mut Options)) -> (S
     options.admin_listen = any(options.admin_listen);
     options.exporter = Some(exporter.clone());
     options.reconnect_spread = Duration::from_millis(100);
-    broker_options.limits.handshake_timeout = PATIENCE;
+    // Sessions of tests answer no pings unless they read.
+    (broker_options.limits.handshake_timeout, broker_options.limits.idle_timeout) = (PATIENCE, 10 * PATIENCE);
     change(&mut broker_options.limits, &mut options);
     let broker = Broker::open(broker_options).await.expect("a broker in memory opens");
     (Server::start(broker, options).await.expect("the server starts"), exporter)
@@ -179,6 +180,40 @@ impl Raw {
     }
 }
 
+/// What has come over a WebSocket and is not whole yet.
+pub(crate) struct Unread {
+    bytes: Vec<u8>,
+    upgraded: bool,
+}
+
+impl Unread {
+    /// Nothing, on a connection whose upgrade is still to be answered, or has been.
+    pub(crate) fn new(upgraded: bool) -> Self {
+        Self { bytes: Vec::new(), upgraded }
+    }
+
+    /// Adds what has come, which is not the end, and gives the frames of all messages that are whole now to `take`.
+    pub(crate) fn add(&mut self, came: &[u8], mut take: impl FnMut(ServerFrame<'_>)) {
+        assert!(!came.is_empty(), "the session goes on");
+        self.bytes.extend_from_slice(came);
+        if !self.upgraded
+            && let Some(end) = self.bytes.windows(4).position(|bytes| bytes == b"\r\n\r\n")
+        {
+            self.bytes.drain(..end + 4);
+            self.upgraded = true;
+        }
+        while self.upgraded
+            && let Some((incoming, taken)) = parse(&self.bytes)
+        {
+            self.bytes.drain(..taken);
+            let Incoming::Binary(frames) = incoming else { continue };
+            for frame in Frames::new(&frames, usize::MAX) {
+                take(ServerFrame::parse(frame.expect("a frame")).expect("canonical").expect("a known frame"));
+            }
+        }
+    }
+}
+
 /// A masked frame of a client.
 pub(crate) fn ws_frame(first: u8, payload: &[u8]) -> Vec<u8> {
     let mask = [0x37, 0xfa, 0x21, 0x3d];
@@ -207,7 +242,7 @@ pub(crate) fn ws_head(first: u8, bytes: u64, masked: bool) -> Vec<u8> {
 }
 
 /// The first message or control frame of a server in these bytes, and how many it takes.
-pub(crate) fn parse(bytes: &[u8]) -> Option<(Incoming, usize)> {
+fn parse(bytes: &[u8]) -> Option<(Incoming, usize)> {
     let (&first, &second) = (bytes.first()?, bytes.get(1)?);
     assert_eq!(second & 0x80, 0, "a server does not mask");
     let (length, head) = match second {

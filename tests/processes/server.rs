@@ -71,7 +71,8 @@ impl Site {
             temporary,
         };
         site.set("storage.disk_reserve_bytes", "0");
-        site.set("limits.handshake_timeout", "60 s").set("server.shutdown_deadline", "60 s");
+        site.set("limits.handshake_timeout", "60 s").set("limits.idle_timeout", "600 s");
+        site.set("server.shutdown_deadline", "60 s");
         site.set("server.reconnect_spread", "100 ms");
         site
     }
