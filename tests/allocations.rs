@@ -103,7 +103,7 @@ async fn allocations(subscribers: usize, publishes: usize) -> u64 {
     let arrived = async |count: usize| {
         let begun = Instant::now();
         while bytes.load(Ordering::SeqCst) < expect(count) {
-            assert!(begun.elapsed() < Duration::from_secs(30), "deliveries do not arrive");
+            assert!(begun.elapsed() < Duration::from_secs(60), "deliveries do not arrive");
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
     };
@@ -133,10 +133,18 @@ async fn allocations(subscribers: usize, publishes: usize) -> u64 {
 async fn a_delivery_allocates_nothing() {
     const PUBLISHES: usize = 2000;
     let few = allocations(1, PUBLISHES).await;
-    let many = allocations(41, PUBLISHES).await;
     let deliveries = (40 * PUBLISHES) as u64;
-    let more = many.saturating_sub(few);
-    println!("{few} allocations for 1 subscriber, {many} for 41: {more} more for {deliveries} more deliveries");
-    // What remains is not of deliveries: timers, and the runtime's own queues when they grow.
-    assert!(more * 100 < deliveries, "{more} allocations for {deliveries} deliveries");
+    // What remains is not of deliveries: timers, and the runtime's own queues when they grow. On a busy machine that may
+    // be a lot at times; an allocation of a delivery would be there every time.
+    let mut least = u64::MAX;
+    for _ in 0..5 {
+        let many = allocations(41, PUBLISHES).await;
+        let more = many.saturating_sub(few);
+        println!("{few} allocations for 1 subscriber, {many} for 41: {more} more for {deliveries} more deliveries");
+        least = least.min(more);
+        if least * 100 < deliveries {
+            return;
+        }
+    }
+    panic!("{least} allocations for {deliveries} deliveries");
 }

@@ -5,7 +5,9 @@ use std::net::SocketAddr;
 use roomlog::protocol::{ClientFrame, Credit, Hello, HelloBody, Join, JoinId, Leave, ServerFrame, StartAt, Want};
 use roomlog::types::{Code, Epoch, Offset, Position, PublisherId, Start};
 
-use crate::raw::{Incoming, Raw, Session, UPGRADE, frame, hello, hello_with, join, publish, server, ws_frame, ws_head};
+use crate::raw::{
+    Incoming, Raw, Session, UPGRADE, frame, hello, hello_with, join, publish, server, shows, ws_frame, ws_head,
+};
 
 fn address(server: &roomlog::server::Server) -> SocketAddr {
     server.bound().listen.expect("it listens")
@@ -52,13 +54,8 @@ async fn what_is_published_over_a_websocket_is_replayed_and_then_comes_live() {
             other => panic!("{other:?}"),
         })
         .await;
-    exporter.upkeep();
-    let rendered = exporter.render();
-    assert!(rendered.contains("roomlog_published_records_total{transport=\"websocket\"} 4"), "{rendered}");
-    assert!(
-        rendered.contains("roomlog_delivered_records_total{transport=\"websocket\",source=\"tail\"} 4"),
-        "{rendered}"
-    );
+    shows(&exporter, "roomlog_published_records_total{transport=\"websocket\"} 4").await;
+    shows(&exporter, "roomlog_delivered_records_total{transport=\"websocket\",source=\"tail\"} 4").await;
     server.stop().await;
 }
 

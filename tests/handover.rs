@@ -3,12 +3,12 @@
 
 use rand::rngs::SmallRng;
 use rand::{Rng as _, SeedableRng as _};
-use roomlog::protocol::{Frames, ServerFrame};
+use roomlog::protocol::ServerFrame;
 use roomlog::types::{PublisherId, Start};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpSocket;
 
-use crate::raw::{Incoming, PATIENCE, Session, UPGRADE, hello, join, payloads_of, publish, server, ws_frame};
+use crate::raw::{PATIENCE, Session, UPGRADE, Unread, hello, join, payloads_of, publish, server, ws_frame};
 
 const TOTAL: u32 = 2_000;
 
@@ -32,34 +32,22 @@ async fn a_reader_whose_socket_blocks_at_random_moments_misses_nothing() {
     let mut reads = SmallRng::seed_from_u64(seed ^ 1);
     let (joined, begin) = tokio::sync::oneshot::channel();
     let reading = tokio::spawn(async move {
-        let (mut unread, mut upgraded, mut joined) = (Vec::new(), false, Some(joined));
+        let (mut unread, mut joined) = (Unread::new(false), Some(joined));
         let mut expected = 1_u32;
         while expected <= TOTAL {
             let mut bytes = vec![0; reads.random_range(1..8_000)];
             let read = tokio::time::timeout(PATIENCE, reader.read(&mut bytes)).await;
             let count = read.unwrap_or_else(|_| panic!("record {expected} is left lying")).expect("it reads");
-            assert_ne!(count, 0, "the session goes on");
-            unread.extend_from_slice(&bytes[..count]);
-            if !upgraded && let Some(end) = unread.windows(4).position(|bytes| bytes == b"\r\n\r\n") {
-                unread.drain(..end + 4);
-                upgraded = true;
-            }
-            while upgraded && let Some((incoming, taken)) = crate::raw::parse(&unread) {
-                unread.drain(..taken);
-                let Incoming::Binary(frames) = incoming else { continue };
-                for frame in Frames::new(&frames, usize::MAX) {
-                    match ServerFrame::parse(frame.expect("whole")).expect("canonical") {
-                        Some(ServerFrame::Delivery(delivery)) => {
-                            for payload in payloads_of(&delivery) {
-                                assert_eq!(payload[..4], expected.to_le_bytes(), "in order, once");
-                                expected += 1;
-                            }
-                        }
-                        Some(ServerFrame::Live(_)) => _ = joined.take().map(|joined| joined.send(())),
-                        _ => {}
+            unread.add(&bytes[..count], |frame| match frame {
+                ServerFrame::Delivery(delivery) => {
+                    for payload in payloads_of(&delivery) {
+                        assert_eq!(payload[..4], expected.to_le_bytes(), "in order, once");
+                        expected += 1;
                     }
                 }
-            }
+                ServerFrame::Live(_) => _ = joined.take().map(|joined| joined.send(())),
+                _ => {}
+            });
             if reads.random_range(0..4) == 0 {
                 tokio::task::yield_now().await;
             }

@@ -12,7 +12,7 @@ use roomlog::types::{Code, Limits, PublisherId, Start};
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
 
-use crate::raw::{PATIENCE, frame, hello, hello_with, join, payloads_of, publish, server};
+use crate::raw::{PATIENCE, frame, hello, hello_with, join, payloads_of, publish, server, with_time_enough};
 
 /// A server with a certificate that clients can be told of.
 struct Host {
@@ -336,12 +336,16 @@ async fn a_stopping_server_answers_what_it_accepted_and_says_when_to_come_back()
         })
         .await;
     assert_eq!(closed(&session.connection).await, 302);
-    tokio::time::timeout(Duration::from_secs(8), stopping).await.expect("it stops in time").expect("it stops");
+    in_time(stopping).await.expect("it stops");
 }
 
 #[tokio::test]
 async fn a_connection_that_says_nothing_is_ended() {
-    let host = Host::with(|limits| limits.handshake_timeout = Duration::from_millis(300)).await;
+    with_time_enough(say_nothing_for).await;
+}
+
+async fn say_nothing_for(limit: Duration) {
+    let host = Host::with(move |limits| limits.handshake_timeout = limit).await;
     let silent = host.connect("roomlog/1", |_| {}).await.expect("the handshake is in order");
     assert_eq!(closed(&silent).await, 102);
     let half = host.connect("roomlog/1", |_| {}).await.expect("the handshake is in order");

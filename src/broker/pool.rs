@@ -248,7 +248,7 @@ mod tests {
         pool.submit(Class::Live, 1, Box::new(|| panic!("as it is meant to be")));
         let (order, seen) = mpsc::channel();
         pool.submit(Class::Live, 1, note(&order, 1, 1));
-        assert_eq!(seen.recv_timeout(Duration::from_secs(10)), Ok((1, 1)));
+        assert_eq!(seen.recv_timeout(Duration::from_secs(60)), Ok((1, 1)));
     }
 
     #[test]
@@ -265,6 +265,6 @@ mod tests {
         pool.submit(Class::Live, 1, Box::new(job));
         drop(pool);
         go.send(()).expect("the job waits");
-        assert_eq!(end.recv_timeout(Duration::from_secs(10)), Err(mpsc::RecvTimeoutError::Disconnected));
+        assert_eq!(end.recv_timeout(Duration::from_secs(60)), Err(mpsc::RecvTimeoutError::Disconnected));
     }
 }

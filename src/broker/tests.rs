@@ -11,6 +11,9 @@ use crate::types::{NewRecord, Offset, Position, Start};
 mod reading;
 mod stress;
 
+/// However slow the machine: longer is a hang.
+const PATIENCE: Duration = Duration::from_secs(60);
+
 fn room(name: &str) -> RoomName {
     RoomName::new(name).expect("a good name")
 }
@@ -23,7 +26,7 @@ async fn open(directory: &TempDir) -> Broker {
 async fn payloads(subscription: &mut Subscription, count: usize) -> Vec<Vec<u8>> {
     let mut seen = Vec::new();
     while seen.len() < count {
-        let event = tokio::time::timeout(Duration::from_secs(10), subscription.next()).await.expect("in time");
+        let event = tokio::time::timeout(PATIENCE, subscription.next()).await.expect("in time");
         if let Event::Records(records) = event.expect("the log can be read") {
             seen.extend(records.iter().map(|record| record.expect("whole").content.payload.to_vec()));
         }
@@ -129,10 +132,10 @@ async fn a_closed_broker_answers_everything_and_hangs_nobody() {
     assert_eq!(payloads(&mut reader, 1).await.len(), 1);
     broker.close().await;
     broker.close().await;
-    let soon = Duration::from_secs(10);
-    let publish = tokio::time::timeout(soon, broker.publish(&lobby, b"two")).await.expect("an answer");
+    let publish = tokio::time::timeout(PATIENCE, broker.publish(&lobby, b"two")).await.expect("an answer");
     assert_eq!(publish.expect_err("closed").code, Code::ShuttingDown);
-    let page = tokio::time::timeout(soon, broker.history(&lobby, PageAt::Before(None), 10)).await.expect("an answer");
+    let page =
+        tokio::time::timeout(PATIENCE, broker.history(&lobby, PageAt::Before(None), 10)).await.expect("an answer");
     assert_eq!(page.expect_err("closed").code, Code::ShuttingDown);
 }
 

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use rustls::crypto::CryptoProvider;
+use rustls::crypto::WebPkiSupportedAlgorithms;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::{ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
@@ -21,7 +21,7 @@ pub(crate) fn config(options: &Options, alpn: &[u8]) -> Result<ClientConfig, Err
     };
     let builder = builder.map_err(|error| Error::Roots { why: error.to_string() })?;
     let mut config = if options.insecure {
-        let verifier = Arc::new(TrustAnyone(provider));
+        let verifier = Arc::new(TrustAnyone(provider.signature_verification_algorithms));
         builder.dangerous().with_custom_certificate_verifier(verifier).with_no_client_auth()
     } else {
         builder.with_root_certificates(roots(options)?).with_no_client_auth()
@@ -52,7 +52,7 @@ fn roots(options: &Options) -> Result<RootCertStore, Error> {
 
 /// Takes every certificate, but still asks for proof that the peer holds its key.
 #[derive(Debug)]
-struct TrustAnyone(Arc<CryptoProvider>);
+struct TrustAnyone(WebPkiSupportedAlgorithms);
 
 impl ServerCertVerifier for TrustAnyone {
     fn verify_server_cert(
@@ -72,8 +72,7 @@ impl ServerCertVerifier for TrustAnyone {
         certificate: &CertificateDer<'_>,
         signature: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        let algorithms = &self.0.signature_verification_algorithms;
-        rustls::crypto::verify_tls12_signature(message, certificate, signature, algorithms)
+        rustls::crypto::verify_tls12_signature(message, certificate, signature, &self.0)
     }
 
     fn verify_tls13_signature(
@@ -82,11 +81,10 @@ impl ServerCertVerifier for TrustAnyone {
         certificate: &CertificateDer<'_>,
         signature: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        let algorithms = &self.0.signature_verification_algorithms;
-        rustls::crypto::verify_tls13_signature(message, certificate, signature, algorithms)
+        rustls::crypto::verify_tls13_signature(message, certificate, signature, &self.0)
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.0.signature_verification_algorithms.supported_schemes()
+        self.0.supported_schemes()
     }
 }

@@ -10,6 +10,7 @@ mod udp;
 use std::collections::HashMap;
 use std::io;
 use std::net::SocketAddr;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -24,7 +25,7 @@ use tokio_util::task::TaskTracker;
 pub use admin::Exporter;
 pub use options::{Certificate, Options, broker_options};
 
-use admission::Admission;
+use admission::{Admission, Permit};
 
 use crate::broker::Broker;
 use crate::metrics::{Budget, Transport};
@@ -282,6 +283,43 @@ impl Inner {
             outbox.stop(part_of(self.options.reconnect_spread));
         }
         outbox
+    }
+
+    /// A task for what is no session yet; it ends when everything does.
+    fn spawn_until_cut(&self, work: impl Future<Output = ()> + Send + 'static) {
+        let cut = self.cut.clone();
+        self.tasks.spawn(async move {
+            tokio::select! {
+                biased;
+                () = cut.cancelled() => {}
+                () = work => {}
+            }
+        });
+    }
+
+    /// A task of its own for a session, which `serve` makes of its number and its outbox: what the handshake needed is
+    /// given back.
+    fn begin_session<F>(
+        self: &Arc<Self>,
+        transport: Transport,
+        mut permit: Permit,
+        serve: impl FnOnce(Broker, u64, Arc<Outbox>) -> F,
+    ) where
+        F: Future<Output = ()> + Send + Unpin + 'static,
+    {
+        permit.shaken();
+        let number = self.broker.new_session();
+        let outbox = self.register(number, transport);
+        let registered = Registered { inner: Arc::clone(self), number };
+        let mut served = serve(self.broker.clone(), number, outbox);
+        let task = self.tasks.spawn(async move {
+            let _until_it_is_over = (&permit, &registered);
+            // Borrowed: what is moved into the future of an `async` block from outside is there twice.
+            std::future::poll_fn(|cx| Pin::new(&mut served).poll(cx)).await;
+        });
+        if let Some(entry) = self.sessions.lock().get_mut(&number) {
+            entry.task = Some(task.abort_handle());
+        }
     }
 
     async fn upkeep(self: Arc<Self>) {

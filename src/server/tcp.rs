@@ -18,7 +18,7 @@ use parking_lot::Mutex;
 use tokio::net::{TcpListener, TcpStream};
 
 use super::admission::Permit;
-use super::{Inner, Registered, admin, http};
+use super::{Inner, admin, http};
 use crate::metrics::{Refusal, Transport};
 use crate::transport::websocket::{Connection, Socket, Upgrade};
 
@@ -44,15 +44,7 @@ impl Inner {
                 self.tasks.spawn(refuse(stream));
                 continue;
             };
-            let inner = Arc::clone(&self);
-            self.tasks.spawn(async move {
-                let cut = inner.cut.clone();
-                tokio::select! {
-                    biased;
-                    () = cut.cancelled() => {}
-                    () = inner.client(stream, peer, permit) => {}
-                }
-            });
+            self.spawn_until_cut(Arc::clone(&self).client(stream, peer, permit));
         }
     }
 
@@ -138,12 +130,14 @@ impl Inner {
             self.broker.metrics().connections_refused[Refusal::Timeout].increment(1);
         }
         let taken = (permit.lock().take(), upgrade.lock().take());
-        if let (Some(mut permit), Some(upgrade)) = taken
+        if let (Some(permit), Some(upgrade)) = taken
             && let Ok(upgraded) = upgrade.await
             && let Some((socket, early)) = socket(upgraded.into_inner().into_inner())
         {
-            permit.shaken();
-            Arc::clone(&self).begin_session(socket, &early, permit);
+            let send_bytes_max = self.options.websocket_send_bytes_max;
+            self.begin_session(Transport::WebSocket, permit, |broker, number, outbox| {
+                Connection::serve(socket, &early, broker, number, outbox, send_bytes_max)
+            });
         }
     }
 
@@ -177,23 +171,6 @@ impl Inner {
                     Err(error) => http::plain(StatusCode::BAD_REQUEST, &format!("{error}\n")),
                 }
             }
-        }
-    }
-
-    /// A task of its own for the session: what the handshake needed is given back.
-    fn begin_session(self: Arc<Self>, socket: Socket, early: &[u8], permit: Permit) {
-        let number = self.broker.new_session();
-        let outbox = self.register(number, Transport::WebSocket);
-        let registered = Registered { inner: Arc::clone(&self), number };
-        let send_bytes_max = self.options.websocket_send_bytes_max;
-        let mut serving = Connection::serve(socket, early, self.broker.clone(), number, outbox, send_bytes_max);
-        let task = self.tasks.spawn(async move {
-            let _held = (&registered, &permit);
-            // Borrowed, not moved: a future that is moved into an `async` block is there twice.
-            std::future::poll_fn(|cx| serving.poll(cx)).await;
-        });
-        if let Some(entry) = self.sessions.lock().get_mut(&number) {
-            entry.task = Some(task.abort_handle());
         }
     }
 }

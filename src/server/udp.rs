@@ -2,8 +2,8 @@
 
 use std::sync::Arc;
 
+use super::Inner;
 use super::admission::Permit;
-use super::{Inner, Registered};
 use crate::metrics::{Refusal, Transport};
 use crate::transport::quic;
 
@@ -26,15 +26,7 @@ impl Inner {
                 incoming.refuse();
                 continue;
             };
-            let inner = Arc::clone(&self);
-            self.tasks.spawn(async move {
-                let cut = inner.cut.clone();
-                tokio::select! {
-                    biased;
-                    () = cut.cancelled() => {}
-                    () = inner.quic(incoming, permit) => {}
-                }
-            });
+            self.spawn_until_cut(Arc::clone(&self).quic(incoming, permit));
         }
         // New connections are refused; those there are end one by one.
         endpoint.set_server_config(None);
@@ -44,7 +36,7 @@ impl Inner {
     }
 
     /// One QUIC connection, until it is over or has become a session.
-    async fn quic(self: Arc<Self>, incoming: quinn::Incoming, mut permit: Permit) {
+    async fn quic(self: Arc<Self>, incoming: quinn::Incoming, permit: Permit) {
         let timeout = self.broker.limits().handshake_timeout;
         let refused = |why| self.broker.metrics().connections_refused[why].increment(1);
         let connection = match incoming.accept() {
@@ -55,19 +47,9 @@ impl Inner {
             },
             Err(_) => return refused(Refusal::Handshake),
         };
-        permit.shaken();
-        let number = self.broker.new_session();
-        let outbox = self.register(number, Transport::Quic);
-        let inner = Arc::clone(&self);
-        let task = self.tasks.spawn(async move {
-            let registered = Registered { inner, number };
-            let _permit = permit;
-            let broker = registered.inner.broker.clone();
-            quic::serve(connection, broker, number, outbox).await;
+        self.begin_session(Transport::Quic, permit, |broker, number, outbox| {
+            Box::pin(quic::serve(connection, broker, number, outbox))
         });
-        if let Some(entry) = self.sessions.lock().get_mut(&number) {
-            entry.task = Some(task.abort_handle());
-        }
     }
 
     /// Waits until there is no session any more, or what remains is cut.

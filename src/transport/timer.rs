@@ -19,13 +19,16 @@ impl Timer {
         Self { sleep: Box::pin(tokio::time::sleep_until(now.into())), at: now }
     }
 
-    /// Whether the task is to look at its clocks now; otherwise it is woken at the deadline, or sooner.
-    pub(crate) fn due(&mut self, deadline: Instant, cx: &mut Context<'_>) -> bool {
+    /// Wakes the task at the first of these deadlines, or sooner.
+    pub(crate) fn arm(&mut self, deadlines: impl Iterator<Item = Instant>, cx: &mut Context<'_>) {
+        let Some(deadline) = deadlines.min() else { return };
         // A later deadline needs no new timer: the earlier one finds that nothing is due.
         if deadline < self.at || self.sleep.is_elapsed() {
             self.at = deadline;
             self.sleep.as_mut().reset(deadline.into());
         }
-        self.sleep.as_mut().poll(cx).is_ready()
+        if self.sleep.as_mut().poll(cx).is_ready() {
+            cx.waker().wake_by_ref();
+        }
     }
 }

@@ -146,7 +146,7 @@ enum Outcome {
 /// Every line of a room as far as it can be read, and whether that was all.
 fn read(site: &Site, name: &str) -> (Vec<String>, bool) {
     let mut command = Command::new(PROGRAM);
-    command.args(["sub", name, "--from", "earliest", "--until-live", "--timeout", "5s"]);
+    command.args(["sub", name, "--from", "earliest", "--until-live", "--timeout", "60s"]);
     let output = run(command.args(["--url", &site.url(Over::WebSocket)]), b"");
     let lines = String::from_utf8(output.stdout).expect("what was published").lines().map(str::to_owned).collect();
     (lines, output.status.success())

@@ -68,16 +68,18 @@ async fn every_metric_moves_when_what_it_tells_of_happens() {
         if number == 2 {
             // A volume that cannot be made is tried again: what stands in its way is no file that could be removed.
             let volumes = site.directory.join("volumes");
-            let numbers = fs::read_dir(&volumes)
-                .expect("the directory is there")
-                .filter_map(|entry| entry.ok()?.file_name().to_str()?.get(..8)?.parse::<u64>().ok());
-            let next = numbers.max().unwrap_or(0) + 1;
-            let obstacles: Vec<_> = (next..next + 4).map(|number| volumes.join(format!("{number:08}.rld"))).collect();
-            for obstacle in &obstacles {
-                let _ = fs::create_dir(obstacle);
-            }
+            let mut obstacles = Vec::new();
             let failed = async {
                 while server.metric("roomlog_builds_failed_total", &[]).await == 0.0 {
+                    let numbers = fs::read_dir(&volumes)
+                        .expect("the directory is there")
+                        .filter_map(|entry| entry.ok()?.file_name().to_str()?.get(..8)?.parse::<u64>().ok());
+                    // One more each time: the server may have been quicker.
+                    let next = numbers.max().unwrap_or(0) + 1;
+                    let obstacle = volumes.join(format!("{next:08}.rld"));
+                    if fs::create_dir(&obstacle).is_ok() {
+                        obstacles.push(obstacle);
+                    }
                     web_socket.publish_all(&lobby, &records[..200], None).await.expect("stored");
                     pause().await;
                 }

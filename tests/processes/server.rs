@@ -1,9 +1,11 @@
 //! A `roomlog serve` of its own, and other commands of the program.
 
+use std::collections::BTreeSet;
 use std::io::Write as _;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, UdpSocket};
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus, Output, Stdio};
+use std::sync::Mutex;
 use std::time::Duration;
 
 use rand::rngs::StdRng;
@@ -42,13 +44,15 @@ pub(crate) struct Site {
     temporary: TempDir,
 }
 
-/// A port that nothing listens on, over TCP and UDP. It is below those that the system gives to outgoing connections:
-/// while the server is down, none of them can take it.
+/// A port that nothing listens on, over TCP and UDP, and that no other test is given. It is below those that the system
+/// gives to outgoing connections: while the server is down, none of them can take it.
 fn free_port() -> u16 {
+    static GIVEN: Mutex<BTreeSet<u16>> = Mutex::new(BTreeSet::new());
     for _ in 0..1000 {
         let port = rand::random_range(10_000..32_000);
         let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
-        if TcpListener::bind(address).is_ok() && UdpSocket::bind(address).is_ok() {
+        let free = TcpListener::bind(address).is_ok() && UdpSocket::bind(address).is_ok();
+        if free && GIVEN.lock().expect("nobody panics with it").insert(port) {
             return port;
         }
     }
@@ -56,7 +60,8 @@ fn free_port() -> u16 {
 }
 
 impl Site {
-    /// An empty directory. No space is reserved on the disk, and a shutdown sends nobody away for long.
+    /// An empty directory. No space is reserved on the disk, a shutdown sends nobody away for long, and nobody is cut
+    /// because the machine is slow.
     pub(crate) fn new() -> Self {
         let temporary = TempDir::new().expect("a temporary directory");
         let mut site = Self {
@@ -66,6 +71,8 @@ impl Site {
             temporary,
         };
         site.set("storage.disk_reserve_bytes", "0");
+        site.set("limits.handshake_timeout", "60 s").set("limits.idle_timeout", "600 s");
+        site.set("server.shutdown_deadline", "60 s");
         site.set("server.reconnect_spread", "100 ms");
         site
     }

@@ -16,11 +16,13 @@ use crate::scenarios::world::{room, soon};
 
 const PAYLOAD_BYTES: usize = 1024;
 
-/// Records that pass while an application stalls: as many as fit into the time of the first tier.
+/// Records that pass while an application stalls: as many as fit into the time of the first tier, and whether times are
+/// compared, which only a machine that does nothing else allows.
 /// `ROOMLOG_TEST_STALL_RECORDS=2000000` is what `tests/extended/stall.sh` runs with the release build.
-fn records_to_pass() -> u64 {
+fn records_to_pass() -> (u64, bool) {
     let chosen = std::env::var("ROOMLOG_TEST_STALL_RECORDS").ok();
-    chosen.map_or(200_000, |count| count.parse().expect("ROOMLOG_TEST_STALL_RECORDS is a number"))
+    let chosen = chosen.map(|count| count.parse().expect("ROOMLOG_TEST_STALL_RECORDS is a number"));
+    (chosen.unwrap_or(200_000), chosen.is_some())
 }
 
 fn payload(number: u64) -> Vec<u8> {
@@ -148,7 +150,7 @@ fn mib(bytes: u64) -> f64 {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_application_that_stalls_while_records_pass_receives_all_of_them_and_disturbs_nobody() {
     let begun = Instant::now();
-    let count = records_to_pass();
+    let (count, timed) = records_to_pass();
     let part = count / 20;
     let site = site();
     let mut server = site.start().await;
@@ -165,7 +167,8 @@ async fn an_application_that_stalls_while_records_pass_receives_all_of_them_and_
     let beside = pass(&client, &lobby, &mut follower, 2 * part..3 * part).await;
     pass(&client, &lobby, &mut follower, 3 * part..count).await;
     let passed = begun.elapsed();
-    assert!(beside < alone * 3 + Duration::from_millis(500), "{alone:?} alone, {beside:?} beside one that stalls");
+    let undisturbed = !timed || beside < alone * 3 + Duration::from_millis(500);
+    assert!(undisturbed, "{alone:?} alone, {beside:?} beside one that stalls");
 
     let (mut next, mut at) = (0, 0);
     stalled

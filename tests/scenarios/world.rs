@@ -1,15 +1,12 @@
 //! Where a scenario takes place: a broker on a real disk, and peers that reach it in one of several ways.
 
-use std::time::Duration;
-
 use roomlog::broker::{self, Broker, Event, PageAt, Publisher, Subscription};
 use roomlog::client::{self, Client};
 use roomlog::server::{self, Server};
 use roomlog::types::{Code, Epoch, NewRecord, Offset, Position, Record, RoomName, Start};
 use tempfile::TempDir;
 
-/// How long a scenario waits for something that must happen.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
+pub(crate) use crate::raw::PATIENCE;
 
 /// How peers reach the broker.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -45,6 +42,7 @@ impl World {
         let directory = TempDir::new().expect("a temporary directory");
         let mut options = broker::Options::new(directory.path());
         options.storage.disk_reserve_bytes = 0;
+        options.limits.handshake_timeout = PATIENCE;
         tweak(&mut options);
         let mut world = Self { via, directory, options, broker: None, server: None };
         world.open().await;
@@ -97,6 +95,7 @@ impl World {
         }
         let mut options = client::Options::default();
         options.insecure = true;
+        (options.connect_timeout, options.request_timeout) = (PATIENCE, PATIENCE);
         Peer::Client(soon("a connection", Client::connect(&self.url(), options)).await.expect("connected"))
     }
 }

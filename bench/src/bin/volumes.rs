@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use roomlog::protocol::{BatchBuilder, RecordArea, RunHeader};
+use roomlog::storage::Compression;
 use roomlog::storage::block_store::SledBlockStore;
 use roomlog::storage::disk::{Disk, RealDisk};
 use roomlog::storage::volume::{Input, VolumeId, VolumeLimits, Volumes, build, check_volume, reread};
@@ -131,7 +132,8 @@ fn main() {
         let before = resident_mib();
         let start = Instant::now();
         let input = inputs.iter().cloned().map(Ok);
-        let info = build(&*disk, &*store, VolumeId(id), (id, id), input, |_| Offset::ZERO).unwrap().unwrap();
+        let info =
+            build(&*disk, &*store, VolumeId(id), (id, id), Compression::Lz4, input, |_| Offset::ZERO).unwrap().unwrap();
         let seconds = start.elapsed().as_secs_f64();
         let volumes = Volumes::new(disk.clone(), store.clone(), VolumeLimits::default());
         volumes.swap(&[VolumeId(id)], &[]).unwrap();
@@ -220,7 +222,7 @@ fn main() {
     let start = Instant::now();
     let floor = |room: u64| Offset(heads[&room] / 4);
     let input = reread(&volumes, &ids, floor).unwrap();
-    let info = build(&*disk, &*store, VolumeId(3), (1, 2), input, floor).unwrap().unwrap();
+    let info = build(&*disk, &*store, VolumeId(3), (1, 2), Compression::Lz4, input, floor).unwrap().unwrap();
     let seconds = start.elapsed().as_secs_f64();
     println!(
         "joined, without the oldest quarter of each room: {seconds:.2} s, {:.0} MB/s",

@@ -29,7 +29,7 @@ impl Wake for Woken {
 
 /// Pulls whenever it is woken, as a session does, until `done` says so; panics if that does not come.
 fn pull_until(readers: &Readers, woken: &Woken, what: &str, mut done: impl FnMut(Output) -> bool) {
-    let deadline = Instant::now() + Duration::from_secs(10);
+    let deadline = Instant::now() + PATIENCE;
     let mut seen = 0;
     loop {
         assert!(Instant::now() < deadline, "in vain: {what}");
@@ -66,6 +66,14 @@ async fn rooms_with_one_record(broker: &Broker, count: u32) -> Vec<RoomName> {
     rooms
 }
 
+/// Joins rooms from their beginnings, under ids from 0 on, and takes what comes without the store.
+fn join_all(readers: &Readers, rooms: &[RoomName]) {
+    for (join, room) in (0..).zip(rooms) {
+        readers.join(JoinId(join), 0, room, Start::Earliest, None).expect("joined");
+    }
+    while readers.pull(1 << 20, 1 << 16, |_| {}) == Pulled::More {}
+}
+
 #[tokio::test]
 async fn rooms_that_are_left_while_they_wait_for_the_store_do_not_keep_it_from_the_next_one() {
     let broker = without_tails(1).await;
@@ -73,10 +81,7 @@ async fn rooms_that_are_left_while_they_wait_for_the_store_do_not_keep_it_from_t
     let woken = Arc::<Woken>::default();
     let readers = broker.readers(1, Arc::clone(&woken) as Arc<dyn Wake>);
     let busy = occupy(&broker);
-    for (join, room) in (0..).zip(&rooms) {
-        readers.join(JoinId(join), 0, room, Start::Earliest, None).expect("joined");
-    }
-    while readers.pull(1 << 20, 1 << 16, |_| {}) == Pulled::More {}
+    join_all(&readers, &rooms);
     for join in 4..8 {
         readers.leave(JoinId(join)).expect("joined");
     }
@@ -92,16 +97,13 @@ async fn paused_rooms_do_not_keep_the_others_from_the_store() {
         let woken = Arc::<Woken>::default();
         let readers = broker.readers(1, Arc::clone(&woken) as Arc<dyn Wake>);
         let busy = occupy(&broker);
-        for (join, room) in (0..).zip(&rooms) {
-            readers.join(JoinId(join), 0, room, Start::Earliest, None).expect("joined");
-        }
-        while readers.pull(1 << 20, 1 << 16, |_| {}) == Pulled::More {}
+        join_all(&readers, &rooms);
         let pause = || (0..4).for_each(|join| readers.pause(JoinId(join)));
         if !pause_late {
             pause();
         }
         drop(busy);
-        let deadline = Instant::now() + Duration::from_secs(10);
+        let deadline = Instant::now() + PATIENCE;
         while broker.inner.pool.waiting() > 0 && Instant::now() < deadline {
             std::thread::yield_now();
         }
@@ -146,7 +148,7 @@ async fn a_session_that_joins_and_leaves_all_the_time_has_few_jobs_at_the_store(
     let most = broker.limits().rooms_per_session_max;
     assert!(refused > 0 && broker.inner.pool.waiting() <= most + 4, "{} jobs", broker.inner.pool.waiting());
     drop(busy);
-    let deadline = Instant::now() + Duration::from_secs(10);
+    let deadline = Instant::now() + PATIENCE;
     while readers.join(JoinId(1), 0, &rooms[0], Start::Since(Time(1)), None).is_err() {
         assert!(Instant::now() < deadline, "the lookups of rooms that were left come to an end");
     }
@@ -175,7 +177,7 @@ fn metrics_may_be_observed_while_readers_begin_to_lag() {
         }
         done.send(()).expect("the test waits");
     });
-    let in_time = ended.recv_timeout(Duration::from_secs(30));
+    let in_time = ended.recv_timeout(PATIENCE);
     stop.store(true, Ordering::SeqCst);
     assert!(in_time.is_ok(), "readers and observer wait for each other");
     observing.join().expect("no panic");
@@ -331,7 +333,7 @@ async fn publish_fifty_and_keep_five(broker: &Broker, room: &RoomName) {
     for _ in 0..50 {
         broker.publish(room, &[0; 2000]).await.expect("stored");
     }
-    let deadline = Instant::now() + Duration::from_secs(10);
+    let deadline = Instant::now() + PATIENCE;
     while broker.inner.engine.facts(room.as_str()).expect("a room").records > 5 {
         assert!(Instant::now() < deadline, "retention has to cut");
         tokio::task::yield_now().await;

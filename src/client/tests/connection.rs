@@ -5,14 +5,18 @@ use std::time::Instant;
 use super::super::{Error, ErrorKind, HistoryAt};
 use super::peer::{framed, unreachable_address};
 use super::*;
-use crate::protocol::{Fault, Goodbye, Pong, ServerFrame};
+use crate::protocol::{ClientFrame, Fault, Goodbye, Pong, ServerFrame};
 use crate::types::{Code, SessionId, Time};
+
+/// One attempt, and no other for a long time.
+fn reluctant() -> Options {
+    Options { backoff: Duration::from_secs(3600), backoff_max: Duration::from_secs(3600), ..options() }
+}
 
 #[tokio::test]
 async fn states_follow_each_other_from_connecting_to_closed() {
     let peer = Peer::web_socket().await;
-    let slow = Options { backoff: Duration::from_secs(3600), backoff_max: Duration::from_secs(3600), ..options() };
-    let client = Client::open(&peer.url(), slow).expect("a client");
+    let client = Client::open(&peer.url(), reluctant()).expect("a client");
     assert_eq!(client.state(), State::Connecting { attempt: 0 });
     let (conn, _) = peer.welcome().await;
     let state = wait_for(&client, "the welcome", |state| matches!(state, State::Connected { .. })).await;
@@ -85,8 +89,10 @@ async fn a_refused_hello_is_final_if_there_was_no_session_yet() {
 
 #[tokio::test]
 async fn nobody_there_is_told_as_the_reason_when_time_is_up() {
-    let options = Options { request_timeout: Duration::from_millis(300), ..options() };
-    let error = Client::connect(&format!("ws://{}", unreachable_address()), options).await.expect_err("nobody there");
+    let options = Options { request_timeout: Duration::from_millis(300), ..reluctant() };
+    let client = Client::open(&format!("ws://{}", unreachable_address()), options).expect("a client");
+    wait_for(&client, "the first attempt", |state| matches!(state, State::Waiting { .. })).await;
+    let error = client.connected().await.expect_err("nobody there");
     assert!(matches!(error, Error::Unreachable { .. }), "{error}");
     assert_eq!(error.kind(), ErrorKind::Retry);
 }
@@ -98,9 +104,7 @@ async fn fragments_are_put_together_and_pings_between_them_answered() {
     let (mut conn, _) = peer.welcome().await;
     let (time, ()) = tokio::join!(client.ping(), async {
         let frame = conn.request().await;
-        let Ok(crate::protocol::ClientFrame::Ping(ping)) = crate::protocol::ClientFrame::parse(&frame) else {
-            panic!("no ping")
-        };
+        let Ok(ClientFrame::Ping(ping)) = ClientFrame::parse(&frame) else { panic!("no ping") };
         let bytes = framed(&ServerFrame::Pong(Pong { request: ping.request, time: Time(42) }));
         conn.message(false, 2, &bytes[..1]).await;
         conn.message(true, 9, b"still there?").await;
@@ -150,9 +154,7 @@ async fn what_a_server_may_not_send_is_answered_with_the_right_close_code_and_a_
     let name = room("still here");
     let (page, ()) = tokio::join!(client.history(&name, HistoryAt::Before(None), 1), async {
         let frame = conn.request().await;
-        let Ok(crate::protocol::ClientFrame::History(history)) = crate::protocol::ClientFrame::parse(&frame) else {
-            panic!("no history")
-        };
+        let Ok(ClientFrame::History(history)) = ClientFrame::parse(&frame) else { panic!("no history") };
         conn.send(&ServerFrame::Error(Fault::new(history.request, Code::BadRoom, "no"))).await;
     });
     assert_eq!(page.expect_err("refused").code(), Some(Code::BadRoom));
@@ -173,26 +175,32 @@ async fn endless_fragments_are_cut_off() {
 #[tokio::test]
 async fn a_silent_server_is_given_up() {
     let peer = Peer::web_socket().await;
-    let quick = Options { silence_timeout: Duration::from_secs(1), ..options() };
-    let client = Client::open(&peer.url(), quick).expect("a client");
-    let mut states = client.watch();
+    let client = open(&peer);
     let (mut conn, _) = peer.welcome().await;
+    wait_for(&client, "the welcome", |state| matches!(state, State::Connected { .. })).await;
+    ahead(PATIENCE / 2).await;
+    let asked = conn.request().await;
+    assert!(matches!(ClientFrame::parse(&asked), Ok(ClientFrame::Ping(_))), "{asked:?}");
+    ahead(PATIENCE / 2).await;
     assert_eq!(conn.closed().await, Some(1000));
     let (_conn, _) = peer.welcome().await;
-    soon("the next session", states.wait_for(|state| matches!(state, State::Connected { .. }))).await.expect("alive");
+    wait_for(&client, "the next session", |state| matches!(state, State::Connected { .. })).await;
 }
 
 #[tokio::test]
 async fn over_quic_a_server_that_was_killed_is_given_up() {
     let peer = Peer::quic();
-    let quick = Options { silence_timeout: Duration::from_secs(1), ..options() };
-    let client = Client::open(&peer.url(), quick).expect("a client");
+    let client = Client::open(&peer.url(), reluctant()).expect("a client");
     let (_conn, _) = peer.welcome().await;
     wait_for(&client, "the welcome", |state| matches!(state, State::Connected { .. })).await;
     let Peer::Quic { endpoint, .. } = &peer else { panic!("made as QUIC") };
     // From now on it neither hears nor can be heard where it was.
     let elsewhere = std::net::UdpSocket::bind("127.0.0.1:0").expect("a free port");
     endpoint.rebind(elsewhere).expect("bound");
+    // Sooner than the silence that any server may keep.
+    for _ in 0..15 {
+        ahead(Duration::from_secs(1)).await;
+    }
     let state = wait_for(&client, "the end", |state| matches!(state, State::Waiting { .. })).await;
     assert!(matches!(state, State::Waiting { why: Error::Disconnected { .. }, .. }), "{state:?}");
 }

@@ -9,13 +9,16 @@ use std::time::Duration;
 
 use super::{Client, Event, Options, State, Subscription};
 use crate::types::RoomName;
-use peer::{Peer, soon};
+use peer::{PATIENCE, Peer, soon};
 
-/// Attempts follow each other at once.
+/// Attempts follow each other at once, and none is given up because the machine is slow.
 fn options() -> Options {
     Options {
         backoff: Duration::from_millis(1),
         backoff_max: Duration::from_millis(5),
+        connect_timeout: PATIENCE,
+        request_timeout: PATIENCE,
+        silence_timeout: PATIENCE,
         insecure: true,
         ..Options::default()
     }
@@ -39,6 +42,13 @@ async fn offsets(subscription: &mut Subscription) -> Vec<u64> {
         Event::Batch(batch) => batch.records().map(|record| record.offset.0).collect(),
         other => panic!("{other:?} is no batch"),
     }
+}
+
+/// Lets the clock of the client, and of its peer, go ahead.
+async fn ahead(by: Duration) {
+    tokio::time::pause();
+    tokio::time::advance(by).await;
+    tokio::time::resume();
 }
 
 async fn wait_for(client: &Client, what: &str, condition: impl FnMut(&State) -> bool) -> State {

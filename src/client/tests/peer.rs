@@ -16,7 +16,7 @@ use crate::types::{Epoch, Limits, NewRecord, Offset, Position, PublisherId, Sess
 
 pub(super) const EPOCH: Epoch = Epoch(77);
 /// However slow the machine: longer is a hang.
-pub(super) const PATIENCE: Duration = Duration::from_secs(20);
+pub(super) const PATIENCE: Duration = Duration::from_secs(60);
 
 /// What a test waits for must come.
 pub(super) async fn soon<T>(what: &str, future: impl Future<Output = T>) -> T {

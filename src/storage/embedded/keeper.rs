@@ -27,7 +27,7 @@ use crate::storage::marks::Durability;
 use crate::storage::options::Retention;
 use crate::storage::publishers::Publishers;
 use crate::storage::room::RoomId;
-use crate::storage::volume::{Input, VolumeError, VolumeId, VolumeInfo, build_compressed, delete, reread};
+use crate::storage::volume::{Input, VolumeError, VolumeId, VolumeInfo, build, delete, reread};
 use crate::types::{Offset, RoomName, Time};
 
 /// How often the keeper looks around when nobody asks.
@@ -462,7 +462,7 @@ impl Keeper {
                 }
             }
         });
-        Ok(build_compressed(&**disk, &**store, id, commits, options.compression, input, floor)?)
+        Ok(build(&**disk, &**store, id, commits, options.compression, input, floor)?)
     }
 
     /// The number of the next volume, with nothing left of an attempt to build it.

@@ -35,7 +35,7 @@ pub struct Input {
 /// `input` is in order of room, and of offset within a room; the `prev` of a batch is the last offset of the one
 /// before, except for a room's first batch. `floor` says for each room, once, up to which offset records are left
 /// out; what is kept keeps its true `prev`. `commits` are the first and the last commit that the input covers.
-/// `None` means that nothing was left: there is no volume then, and nothing of it on the disk. Compresses with LZ4.
+/// `None` means that nothing was left: there is no volume then, and nothing of it on the disk.
 ///
 /// Memory: a block, a page of the directory, and 8 bytes for each room and 16 for each 63 blocks.
 ///
@@ -43,21 +43,6 @@ pub struct Input {
 /// See [`VolumeError`]. What was written until then is rubbish that [`delete`] takes away;
 /// [`VolumeErrorKind::Full`](super::VolumeErrorKind::Full) is worth another try.
 pub fn build(
-    disk: &dyn Disk,
-    store: &dyn BlockStore,
-    id: VolumeId,
-    commits: (u64, u64),
-    input: impl IntoIterator<Item = Result<Input, VolumeError>>,
-    floor: impl FnMut(u64) -> Offset,
-) -> Result<Option<VolumeInfo>, VolumeError> {
-    build_compressed(disk, store, id, commits, Compression::Lz4, input, floor)
-}
-
-/// As [`build`], with a choice of how blocks are compressed.
-///
-/// # Errors
-/// As [`build`].
-pub fn build_compressed(
     disk: &dyn Disk,
     store: &dyn BlockStore,
     id: VolumeId,

@@ -32,7 +32,7 @@ use super::disk::Disk;
 use super::error::{StorageError, is_full};
 use crate::types::{Offset, Time};
 
-pub use self::build::{Input, build, build_compressed, reread};
+pub use self::build::{Input, build, reread};
 pub use self::check::check_volume;
 pub use self::directory::BlockEntry;
 pub use self::volumes::{Block, Live, Located, VolumeLimits, Volumes, VolumesUse};

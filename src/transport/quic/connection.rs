@@ -3,7 +3,7 @@
 use std::pin::pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use bytes::Bytes;
 use quinn::{RecvStream, SendStream, VarInt};
@@ -16,18 +16,7 @@ use crate::session::{Due, End, Life, Outbox, Reading, Service};
 use crate::storage::{Outcome, Reply, Targets};
 use crate::transport::encode::Tally;
 use crate::transport::timer::Timer;
-
-/// Reads, and writes, of one poll before other connections get their turn.
-const ROUNDS: usize = 4;
-
-/// Bytes read from the stream of requests at a time.
-const READ_BYTES: usize = 64 << 10;
-
-/// How soon to look again whether the commit queue has room.
-const QUEUE_RETRY: Duration = Duration::from_millis(2);
-
-/// How long the end of a session may take.
-const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
+use crate::transport::{CLOSE_TIMEOUT, QUEUE_RETRY, READ_BYTES, ROUNDS};
 
 /// Serves a session until it is over.
 pub(crate) async fn serve(connection: quinn::Connection, broker: Broker, number: u64, outbox: Arc<Outbox>) {
@@ -136,11 +125,7 @@ impl Task {
         if let Due::End(end) = self.service.tick(now) {
             return Poll::Ready(Over::End(end));
         }
-        if let Some(deadline) = self.service.session().deadline().into_iter().chain(retry).min()
-            && self.timer.due(deadline, cx)
-        {
-            cx.waker().wake_by_ref();
-        }
+        self.timer.arm(self.service.session().deadline().into_iter().chain(retry), cx);
         Poll::Pending
     }
 

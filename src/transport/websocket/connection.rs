@@ -7,7 +7,7 @@ use std::net::Shutdown;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use bytes::Bytes;
 use hyper::upgrade::Upgraded;
@@ -24,19 +24,8 @@ use crate::protocol::JoinId;
 use crate::session::{Due, End, Life, Outbox, Reading, Service, Streams};
 use crate::storage::{Outcome, Refused, Reply, Targets};
 use crate::transport::timer::Timer;
+use crate::transport::{CLOSE_TIMEOUT, QUEUE_RETRY, READ_BYTES, ROUNDS};
 use crate::types::RoomName;
-
-/// Bytes read from a socket at a time, into a buffer of the thread.
-const READ_BYTES: usize = 64 << 10;
-
-/// Reads, and writes, of one poll before other connections get their turn.
-const ROUNDS: usize = 4;
-
-/// How soon to look again whether the commit queue has room.
-const QUEUE_RETRY: Duration = Duration::from_millis(2);
-
-/// How long the end of a session may take: its last frames, and the peer's close.
-const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// A stream that has become a WebSocket.
 #[derive(Debug)]
@@ -163,17 +152,18 @@ pub(crate) enum Serving {
     Over,
 }
 
-impl Serving {
-    /// Goes on with it.
-    pub(crate) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        if let Self::Going(task) = self {
+impl Future for Serving {
+    type Output = ();
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        if let Self::Going(task) = &mut *self {
             let over = ready!(task.poll(cx));
-            let Self::Going(task) = std::mem::replace(self, Self::Over) else {
+            let Self::Going(task) = std::mem::replace(&mut *self, Self::Over) else {
                 unreachable!("it was matched just now")
             };
             *self = Self::Ending(Box::pin(task.finish(over)));
         }
-        match self {
+        match &mut *self {
             Self::Ending(end) => end.as_mut().poll(cx),
             Self::Going(_) | Self::Over => Poll::Ready(()),
         }
@@ -216,6 +206,7 @@ pub(crate) struct Task {
 }
 
 thread_local! {
+    // One for all connections of a thread.
     static READ: RefCell<Box<[u8]>> = RefCell::new(vec![0; READ_BYTES].into_boxed_slice());
 }
 
@@ -280,11 +271,7 @@ impl Task {
                 cx.waker().wake_by_ref();
             }
         }
-        if let Some(deadline) = self.service.session().deadline().into_iter().chain(retry).min()
-            && self.timer.due(deadline, cx)
-        {
-            cx.waker().wake_by_ref();
-        }
+        self.timer.arm(self.service.session().deadline().into_iter().chain(retry), cx);
         Poll::Pending
     }
 

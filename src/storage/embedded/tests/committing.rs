@@ -125,7 +125,7 @@ impl BlockStore for Trap {
 }
 
 fn wait_for(what: &str, mut there: impl FnMut() -> bool) {
-    let deadline = Instant::now() + Duration::from_secs(20);
+    let deadline = Instant::now() + Duration::from_secs(60);
     while !there() {
         assert!(Instant::now() < deadline, "in vain: {what}");
         std::thread::yield_now();
@@ -180,7 +180,7 @@ fn a_log_whose_last_owner_is_dropped_on_the_committers_thread_is_closed() {
     let mut submission = Submission::new(owner as Arc<dyn Reply>);
     submission.push(room, Arc::from(""), PublisherId([1; 16]), 1, None, 0, &area, [hash]);
     assert!(shared.queue.submit(&mut submission));
-    last.recv_timeout(Duration::from_secs(10)).expect("the committer answers");
+    last.recv_timeout(Duration::from_secs(60)).expect("the committer answers");
     wait_for("the log is closed", || *shared.health.lock() == Health::Closed);
 }
 

@@ -9,7 +9,7 @@ use crate::storage::Compression;
 use crate::storage::block_store::{MemoryBlockStore, VALUE_BYTES_MAX};
 use crate::storage::disk::{Fault, FaultyDisk};
 use crate::storage::volume::merge::BODY_BYTES_TARGET;
-use crate::storage::volume::{Input, VolumeErrorKind, VolumeId, build_compressed, delete, found, reread};
+use crate::storage::volume::{Input, VolumeErrorKind, VolumeId, build, delete, found, reread};
 use crate::types::{Limits, Offset};
 
 #[test]
@@ -159,7 +159,7 @@ fn what_compresses_is_stored_smaller_and_nothing_is_compressed_against_the_wish(
     assert!(compressed.stored_bytes < compressed.body_bytes * 9 / 10);
     let input = input.into_iter().map(Ok);
     let (id, none) = (VolumeId(2), Compression::None);
-    let built = build_compressed(&*place.disk, &*place.store, id, (1, 1), none, input, |_| Offset::ZERO);
+    let built = build(&*place.disk, &*place.store, id, (1, 1), none, input, |_| Offset::ZERO);
     let plain = built.unwrap().unwrap();
     assert_eq!((plain.stored_bytes, plain.body_bytes), (compressed.body_bytes, compressed.body_bytes));
     assert_same(&log, &place.open(&[2]));

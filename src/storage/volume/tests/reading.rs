@@ -6,8 +6,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use rand::Rng as _;
 
 use super::rig::{Log, Place, Shape, assert_same, read_room, remembered, seeded};
+use crate::storage::Compression;
 use crate::storage::disk::FaultyDisk;
-use crate::storage::volume::{VolumeId, VolumeLimits, found, reread};
+use crate::storage::volume::{VolumeId, VolumeLimits, build, found, reread};
 use crate::types::{Offset, Time};
 
 #[test]
@@ -193,8 +194,8 @@ fn readers_read_the_same_while_volumes_are_replaced_under_them() {
             let gone: Vec<_> = live.drain(..live.len().min(2)).collect();
             let commits = (volumes.infos()[0].commit_first, volumes.infos()[gone.len() - 1].commit_last);
             let input = reread(&volumes, &gone, |_| Offset::ZERO).unwrap();
-            crate::storage::volume::build(&*place.disk, &*place.store, VolumeId(id), commits, input, |_| Offset::ZERO)
-                .unwrap();
+            let lz4 = Compression::Lz4;
+            build(&*place.disk, &*place.store, VolumeId(id), commits, lz4, input, |_| Offset::ZERO).unwrap();
             live.insert(0, VolumeId(id));
             volumes.swap(&[VolumeId(id)], &gone).unwrap();
             volumes.sweep().unwrap();

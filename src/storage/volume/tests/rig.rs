@@ -8,6 +8,7 @@ use rand::rngs::StdRng;
 use rand::{Rng as _, SeedableRng as _};
 
 use crate::protocol::{BATCH_BYTES_MAX, Batch, BatchBuilder, RecordArea, RunHeader};
+use crate::storage::Compression;
 use crate::storage::block_store::{BlockStore, MemoryBlockStore, SledBlockStore};
 use crate::storage::disk::{Disk, FaultyDisk, RealDisk};
 use crate::storage::volume::{
@@ -62,7 +63,7 @@ impl Place {
         input: impl Iterator<Item = Result<Input, VolumeError>>,
         floor: impl FnMut(u64) -> Offset,
     ) -> Result<Option<VolumeInfo>, VolumeError> {
-        build(&*self.disk, &*self.store, VolumeId(id), (id * 10, id * 10 + 9), input, floor)
+        build(&*self.disk, &*self.store, VolumeId(id), (id * 10, id * 10 + 9), Compression::Lz4, input, floor)
     }
 
     pub(super) fn check(&self, id: u64) -> Vec<Finding> {
