@@ -166,7 +166,7 @@ section! {
         block_cache_bytes_max: usize as Bytes = 32 << 20;
         /// Memory that open volumes may take, in bytes.
         open_volumes_bytes_max: usize as Bytes = 256 << 20;
-        /// Bytes of the disk that are left free: with less, publishes are refused.
+        /// Bytes of the disk that are left free: with less, publishes are refused, and volumes wait.
         disk_reserve_bytes: u64 as Bytes = 256 << 20;
         /// Memory for everything with durability `memory`, in bytes.
         memory_bytes_max: u64 as Bytes = 1 << 30;

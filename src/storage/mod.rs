@@ -3,6 +3,7 @@
 //! `docs/storage.md` is the design, with what is durable after each step. Nothing here knows of sessions,
 //! sockets or frames; blocking calls are meant to be made from the broker's own threads.
 
+mod ballast;
 pub mod block_store;
 mod catalog;
 pub mod check;
@@ -24,6 +25,7 @@ mod room;
 pub mod volume;
 
 pub use crate::metrics::Source;
+pub use ballast::BALLAST_NAME;
 pub use engine::{
     Append, Appended, Block, Engine, EngineError, Health, Outcome, Read, ReadAt, Refused, Reply, Submission,
     record_hash,

@@ -54,7 +54,8 @@ pub struct Options {
     pub block_cache_bytes_max: usize,
     /// What sled may keep of the volumes that are open, in bytes.
     pub open_volumes_bytes_max: usize,
-    /// Publishes are refused when less of the disk is free, in bytes.
+    /// Publishes are refused when less of the disk is free, in bytes. A sixteenth, at most 16 MiB, is held in a file
+    /// of its own beyond that, for opening and tidying on a full disk; 0 = neither.
     pub disk_reserve_bytes: u64,
     /// Memory for everything with [`Durability::Memory`], in bytes.
     pub memory_bytes_max: u64,

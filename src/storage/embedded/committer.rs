@@ -18,6 +18,7 @@ use super::{Indexed, Shared, said};
 use crate::metrics::StorageState;
 use crate::protocol::{BATCH_BYTES_MAX, BatchBuilder, BatchHeader, RecordArea, RunHeader};
 use crate::storage::Source;
+use crate::storage::ballast::HOUSE_BYTES_MAX;
 use crate::storage::commit::{BodySpan, CommitBuilder, SECTOR_BYTES, UNIT_BYTES_MAX};
 use crate::storage::engine::{Append, Appended, Block, Health, Outcome, Refused};
 use crate::storage::journal::{Journal, JournalFiles};
@@ -247,7 +248,12 @@ impl Committer {
             let outcome = self.place(append, area, hashes, now, obstacle.as_ref());
             self.outcomes.push((append.tag, area.len(), outcome));
         }
-        let floors = if obstacle.is_none() { floors } else { &[] };
+        let floors = match &obstacle {
+            None => floors,
+            // Retention goes on: on a disk that the log itself has filled it is what makes space.
+            Some(refused) if refused.code == Code::StorageFull && self.room_for_floors(floors) => floors,
+            Some(_) => &[],
+        };
         if self.rooms_used > 0 || !floors.is_empty() {
             match self.make_durable(floors, now, begun) {
                 Ok(()) => {}
@@ -277,6 +283,14 @@ impl Committer {
             Ok(false) => Some(self.shared.full("the disk has no room for more of the journal".to_owned())),
             Err(error) => Some(self.shared.fail(error.to_string())),
         }
+    }
+
+    /// Whether the journal can take floors although it takes no appends.
+    fn room_for_floors(&mut self, floors: &[Rise]) -> bool {
+        let bytes = ((floors.len() + 1) * APPEND_OVERHEAD_BYTES).next_multiple_of(SECTOR_BYTES);
+        let mut has_room = || self.journal.room_for_keeping(bytes).unwrap_or(false);
+        !floors.is_empty()
+            && (has_room() || self.shared.ballast.make_room(HOUSE_BYTES_MAX + bytes as u64) && has_room())
     }
 
     /// Judges an append, and gives its records their place in the commit being made.

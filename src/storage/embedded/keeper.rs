@@ -5,6 +5,7 @@
 //! swap is the only one that counts: what goes before it can be thrown away, what comes after it can be repeated.
 
 mod retention;
+mod space;
 
 use std::collections::HashMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -15,8 +16,9 @@ use std::time::{Duration, Instant};
 use wildmatch::WildMatch;
 
 use self::retention::Clock;
+use self::space::Lacking;
 use super::{Indexed, Shared, said, since};
-use crate::metrics::{Budget, StorageState, Work};
+use crate::metrics::{Budget, Work};
 use crate::storage::checkpoint;
 use crate::storage::commit::{BodyPlace, CommitSeq, JournalFileId, SECTOR_BYTES};
 use crate::storage::engine::{EngineError, Health};
@@ -55,6 +57,17 @@ const SMALL_VOLUME_BYTES: u64 = 32 << 20;
 /// So many small neighbours are joined at once.
 const JOINED_VOLUMES: usize = 8;
 
+/// What came of a look at the volumes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Tidied {
+    /// They are worth keeping as they are.
+    Nothing,
+    /// A piece of work was done, and there may be more.
+    Some,
+    /// There is work that there is no space for.
+    Lacking,
+}
+
 /// What is asked of the keeper.
 #[derive(Debug, Default)]
 pub(super) struct Asked {
@@ -72,6 +85,10 @@ pub(super) struct Keeper {
     /// When the oldest of them was made, or first seen.
     oldest: Option<Time>,
     retry: Option<Instant>,
+    /// Set while a volume waits for space.
+    lacking: Option<Lacking>,
+    /// How many bytes the build that goes on has to leave free on the disk.
+    leave_free: u64,
     slow: Instant,
     /// The floors that had risen when all volumes were last found to be worth keeping as they are.
     judged: Option<u64>,
@@ -84,8 +101,21 @@ impl Keeper {
     pub(super) fn new(shared: Arc<Shared>, manifest: Manifest, files: JournalFiles) -> Self {
         let rules = shared.options.retention.iter().map(|rule| (WildMatch::new(&rule.rooms), rule.clone())).collect();
         let (slow, begins, oldest, retry) = (Instant::now(), None, None, None);
-        let (judged, judge_after) = (None, slow);
-        Self { shared, files, manifest, rules, begins, oldest, retry, slow, judged, judge_after, clock: Clock::new() }
+        Self {
+            shared,
+            files,
+            manifest,
+            rules,
+            begins,
+            oldest,
+            retry,
+            lacking: None,
+            leave_free: 0,
+            slow,
+            judged: None,
+            judge_after: slow,
+            clock: Clock::new(),
+        }
     }
 
     pub(super) fn run(mut self) {
@@ -121,7 +151,9 @@ impl Keeper {
             return;
         }
         self.retry = None;
-        if self.stretch_is_due() {
+        if !self.stretch_is_due() {
+            self.lacking = None;
+        } else if self.may_build() {
             let begun = Instant::now();
             let done = self.build();
             self.finish(Work::Build, begun, done);
@@ -130,6 +162,7 @@ impl Keeper {
             self.slow = Instant::now();
             self.retain();
             self.tidy_volumes();
+            self.tend_ballast();
             self.shared.catalog.unload_if_many();
             self.observe();
         }
@@ -146,11 +179,14 @@ impl Keeper {
             return;
         }
         match self.rewrite() {
-            Ok(false) => {
+            Ok(Tidied::Nothing) => {
                 self.judged = Some(risen);
                 self.judge_after = Instant::now() + begun.elapsed() * JUDGE_PAUSE;
             }
-            Ok(true) => self.finish(Work::Rewrite, begun, Ok(())),
+            Ok(Tidied::Lacking) => {
+                self.judge_after = Instant::now() + RETRY_AFTER.max(begun.elapsed() * JUDGE_PAUSE);
+            }
+            Ok(Tidied::Some) => self.finish(Work::Rewrite, begun, Ok(())),
             Err(error) => self.finish(Work::Rewrite, begun, Err(error)),
         }
     }
@@ -166,6 +202,7 @@ impl Keeper {
             Err(error) => {
                 tracing::warn!("a volume could not be finished, it is tried again: {error}");
                 metrics.builds_failed[work].increment(1);
+                self.give_up_unfinished();
                 self.retry = Some(Instant::now() + RETRY_AFTER);
             }
         }
@@ -179,24 +216,7 @@ impl Keeper {
         {
             tracing::warn!("no journal file could be reserved: {error}");
         }
-        let full = matches!(*self.shared.health.lock(), Health::Full(_));
-        let over = self.is_over();
-        if over != self.shared.behind.swap(over, Ordering::Relaxed) && over {
-            tracing::warn!("the journal has grown to its limit: publishers wait until a volume is built");
-        }
-        let free = self.shared.disk.free_bytes().unwrap_or(0);
-        let enough = free >= self.shared.options.disk_reserve_bytes;
-        // Some space is not enough for a file that could not be made.
-        if full && enough && !self.files.wants_reserve() {
-            tracing::info!("there is space again, publishes are accepted");
-            *self.shared.health.lock() = Health::Ok;
-            self.shared.metrics.storage_state.set(StorageState::Accepting.number());
-        } else if !full && !enough {
-            self.shared.full(format!(
-                "{free} bytes are free on the disk, {} must stay free",
-                self.shared.options.disk_reserve_bytes
-            ));
-        }
+        self.judge_space();
     }
 
     fn journal_use(&self) -> JournalUse {
@@ -364,6 +384,7 @@ impl Keeper {
         if self.shared.options.durability == Durability::Os {
             self.files.sync()?;
         }
+        self.shared.ballast.make_house_room(manifest.volumes.len());
         if let Err(error) = manifest.swap(&*self.shared.disk) {
             // The old one or the new one is in force. What the new one names is not touched again: the next
             // attempt takes other numbers, and the next start deletes what is left over.
@@ -399,38 +420,46 @@ impl Keeper {
 
     /// Deletes volumes with nothing retained in them, rewrites those with little, joins small neighbours. One
     /// piece of work per call; whether there was any.
-    pub(super) fn rewrite(&mut self) -> Result<bool, KeepError> {
+    pub(super) fn rewrite(&mut self) -> Result<Tidied, KeepError> {
         self.shared.volumes.sweep()?;
         if self.manifest.volumes.is_empty() {
-            return Ok(false);
+            return Ok(Tidied::Nothing);
         }
         let floors = self.shared.catalog.floors();
         let floor = |room| floors.get(&room).copied().unwrap_or_default();
         let below = u64::from(self.shared.options.rewrite_below_percent);
-        let mut small = Vec::new();
-        let mut chosen = Vec::new();
+        let (mut small, mut small_bytes) = (Vec::new(), 0);
+        let (mut chosen, mut lacking) = (Vec::new(), Tidied::Nothing);
+        let mut is_empty = false;
         let infos = self.shared.volumes.infos();
         for info in &infos {
             let live = self.live(info, floor)?;
             if live.live_records < live.records && live.live_stored_bytes * 100 <= live.stored_bytes * below {
-                chosen = vec![info.id];
-                break;
-            }
-            if info.stored_bytes < SMALL_VOLUME_BYTES {
+                if self.may_rewrite(info.id, &live)? {
+                    (chosen, is_empty) = (vec![info.id], live.live_blocks == 0);
+                    break;
+                }
+                // A later one may need less.
+                lacking = Tidied::Lacking;
+            } else if info.stored_bytes < SMALL_VOLUME_BYTES {
                 small.push(info.id);
-                if small.len() == JOINED_VOLUMES {
+                small_bytes += info.stored_bytes;
+                if small.len() < JOINED_VOLUMES {
+                    continue;
+                }
+                if self.may_join(small_bytes) {
                     chosen = std::mem::take(&mut small);
                     break;
                 }
-            } else {
-                small.clear();
+                lacking = Tidied::Lacking;
             }
+            (small_bytes, _) = (0, small.clear());
         }
         if chosen.is_empty() {
-            return Ok(false);
+            return Ok(lacking);
         }
-        self.replace(&chosen, &infos, floor)?;
-        Ok(true)
+        self.replace(&chosen, &infos, floor, is_empty)?;
+        Ok(Tidied::Some)
     }
 
     fn live(
@@ -450,7 +479,7 @@ impl Keeper {
     ) -> Result<Option<VolumeInfo>, KeepError> {
         let Shared { disk, store, options, .. } = &*self.shared;
         let mut bytes = 0;
-        let input = input.into_iter().inspect(|input| {
+        let input = input.into_iter().map(|input| {
             bytes += input.as_ref().map_or(0, |input| input.body.len());
             if bytes >= RESERVE_EVERY_BYTES {
                 bytes = 0;
@@ -460,7 +489,9 @@ impl Keeper {
                 if self.is_over() {
                     self.shared.behind.store(true, Ordering::Relaxed);
                 }
+                self.leaves_enough()?;
             }
+            input
         });
         Ok(build(&**disk, &**store, id, commits, options.compression, input, floor)?)
     }
@@ -472,21 +503,27 @@ impl Keeper {
         Ok(id)
     }
 
-    /// Builds one volume of what is retained in some that follow one another, and takes their place.
+    /// Builds one volume of what is retained in some that follow one another, if anything is, and takes their place.
     fn replace(
         &mut self,
         chosen: &[VolumeId],
         infos: &[VolumeInfo],
         floor: impl FnMut(u64) -> Offset + Copy,
+        is_empty: bool,
     ) -> Result<(), KeepError> {
         let begun = Instant::now();
         let of = |id: &VolumeId| infos.iter().find(|info| info.id == *id).expect("chosen of these");
         let (first, last) = (of(&chosen[0]), of(&chosen[chosen.len() - 1]));
         let before: u64 = chosen.iter().map(|id| self.shared.volumes.disk_bytes(*id).unwrap_or(0)).sum();
-        let id = self.next_volume()?;
-        let input = reread(&self.shared.volumes, chosen, floor)?;
         let commits = (first.commit_first, last.commit_last);
-        let built = self.build_volume(id, commits, input, floor)?;
+        // Where nothing is left the manifest is all that has to be written: on a full disk that must do.
+        let built = if is_empty {
+            None
+        } else {
+            let id = self.next_volume()?;
+            let input = reread(&self.shared.volumes, chosen, floor)?;
+            self.build_volume(id, commits, input, floor)?
+        };
         let mut manifest = self.manifest.clone();
         manifest.next_volume += 1;
         manifest.volumes.retain(|volume| !chosen.contains(&VolumeId(volume.id)));

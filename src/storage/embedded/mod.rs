@@ -22,6 +22,7 @@ use std::time::Instant;
 use parking_lot::{Condvar, Mutex};
 
 use self::queue::CommitQueue;
+use super::ballast::Ballast;
 use super::block_store::BlockStore;
 use super::catalog::Catalog;
 use super::commit::{BodyPlace, CommitSeq, JournalFileId, UnitPlace};
@@ -67,6 +68,7 @@ pub(crate) struct Shared {
     epoch: Epoch,
     disk: Arc<dyn Disk>,
     store: Arc<dyn BlockStore>,
+    ballast: Ballast,
     catalog: Catalog,
     queue: CommitQueue,
     journal: JournalReader,
@@ -162,7 +164,9 @@ pub(crate) fn open_on(
 impl Embedded {
     fn start(parts: recovery::Parts, lock: Option<super::disk::DirectoryLock>) -> Result<Self, OpenError> {
         let recovery::Parts { shared, journal, manifest, next_room } = parts;
-        let keeper = keeper::Keeper::new(Arc::clone(&shared), manifest, journal.files());
+        let mut keeper = keeper::Keeper::new(Arc::clone(&shared), manifest, journal.files());
+        // On a full disk the first publish is refused already.
+        keeper.judge_space();
         let committer = committer::Committer::new(Arc::clone(&shared), journal, next_room);
         let spawn = |name: &str| std::thread::Builder::new().name(name.to_owned());
         let committer = spawn("roomlog-commit").spawn(move || committer.run()).map_err(OpenError::Threads)?;

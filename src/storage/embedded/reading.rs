@@ -13,7 +13,7 @@ use crate::storage::Source;
 use crate::storage::engine::{Block, EngineError, Read, ReadAt};
 use crate::storage::error::StorageError;
 use crate::storage::room::{Room, RoomId, RoomState};
-use crate::storage::volume;
+use crate::storage::volume::{self, VolumeErrorKind};
 
 /// The stretch can be dropped between finding a place and reading it, but not often: a volume takes seconds.
 const TRIES_MAX: usize = 8;
@@ -96,12 +96,17 @@ impl Shared {
         let (before, floor) =
             room.with_state(|state| (state.journal.front().map(|front| front.first), state.facts.floor));
         let begun = std::time::Instant::now();
-        let read = match at {
+        let read_at = || match at {
             // Blocks below the floor may still be there.
             ReadAt::After(offset) => self.volumes.read_after(id.0, offset.max(floor)),
             ReadAt::Before(offset) => self.volumes.read_before(id.0, offset),
             ReadAt::Since(time) => self.volumes.read_since(id.0, time),
         };
+        let mut read = read_at();
+        // To open a volume is to write to it.
+        while matches!(&read, Err(error) if error.kind() == VolumeErrorKind::Full) && self.ballast.make_house_room(0) {
+            read = read_at();
+        }
         let read = read.map_err(|error| EngineError::Damaged(error.to_string()))?;
         self.metrics.volume_read_duration.record(begun.elapsed());
         let (after, facts) = room.with_state(|state| (state.journal.front().map(|front| front.first), state.facts));

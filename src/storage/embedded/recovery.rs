@@ -12,6 +12,7 @@ use super::queue::CommitQueue;
 use super::{Committed, Embedded, Indexed, Shared, since};
 use crate::metrics::{Budget, Metrics, StorageState};
 use crate::protocol::{Batch, RunHeader, WireError};
+use crate::storage::ballast::Ballast;
 use crate::storage::block_store::{BlockStore, MemoryBlockStore, SledBlockStore};
 use crate::storage::catalog::Catalog;
 use crate::storage::checkpoint::{self, Checkpoint};
@@ -92,6 +93,8 @@ pub(super) fn assemble(
             ..VolumeLimits::default()
         },
     );
+    let reserve = if options.durability == Durability::Memory { 0 } else { options.disk_reserve_bytes };
+    let ballast = Ballast::open(Arc::clone(&disk), reserve);
     let (journal, manifest) = match Manifest::open(&*disk)? {
         None => {
             let (journal, start) = Journal::create(Arc::clone(&disk), journal_options)?;
@@ -115,6 +118,8 @@ pub(super) fn assemble(
             restored.next_room = restored.next_room.max(manifest.next_room);
             let ids: Vec<_> = manifest.volumes.iter().map(|volume| VolumeId(volume.id)).collect();
             volumes.swap(&ids, &[])?;
+            // From here on a start writes.
+            ballast.make_house_room(manifest.volumes.len());
             let mut rooms = HashMap::new();
             let (journal, recovery) = Journal::recover(
                 Arc::clone(&disk),
@@ -172,6 +177,7 @@ pub(super) fn assemble(
         epoch: manifest.epoch,
         disk,
         store,
+        ballast,
         catalog,
         queue: CommitQueue::default(),
         journal: journal.reader(),

@@ -23,6 +23,7 @@ use crate::types::{NewRecord, PublisherId};
 mod committing;
 mod keeping;
 mod reading;
+mod space;
 
 /// The outgoing queue of a publisher in a room.
 struct Source {

@@ -141,17 +141,24 @@ impl Shared {
         }
         // The builder may be about to finish one.
         let _making = self.making.lock();
-        if enough() { Ok(()) } else { self.make(unit_bytes) }
+        if enough() { Ok(()) } else { self.make(unit_bytes, self.file_bytes(unit_bytes), self.options.free_bytes_min) }
+    }
+
+    /// As [`Shared::ensure_reserved`], with a file that is no longer than it must be, whatever stays free.
+    pub(crate) fn ensure_reserved_at_all(&self, unit_bytes: u64) -> Result<(), StorageError> {
+        let enough = || self.state.lock().reserved.iter().any(|file| file.header.bytes >= unit_bytes + SECTOR);
+        let _making = self.making.lock();
+        let bytes = (unit_bytes + SECTOR).next_power_of_two().max(self.options.file_bytes_min);
+        if enough() { Ok(()) } else { self.make(unit_bytes, bytes, 0) }
     }
 
     /// Makes or recycles a file and reserves it. The caller holds `making`.
-    fn make(&self, unit_bytes: u64) -> Result<(), StorageError> {
-        let bytes = self.file_bytes(unit_bytes);
+    fn make(&self, unit_bytes: u64, bytes: u64, free_bytes_min: u64) -> Result<(), StorageError> {
         let id = self.state.lock().next_file;
         let recycled = self.recycle(bytes, id);
         let made = match recycled {
             Some(recycled) => recycled,
-            None => match self.make_new(bytes, id) {
+            None => match self.make_new(bytes, id, free_bytes_min) {
                 // A shorter one will do, when there is no space for a long one.
                 Err(error) if error.is_full() => match self.recycle(unit_bytes + SECTOR, id) {
                     Some(recycled) => recycled,
@@ -183,10 +190,10 @@ impl Shared {
         Some(recycled)
     }
 
-    fn make_new(&self, bytes: u64, id: JournalFileId) -> Result<OpenFile, StorageError> {
+    fn make_new(&self, bytes: u64, id: JournalFileId, free_bytes_min: u64) -> Result<OpenFile, StorageError> {
         let path = path_of(id);
         let free_bytes = self.disk.free_bytes().map_err(StorageError::io(&path, "ask for the free space for"))?;
-        let needed_bytes = bytes.saturating_add(self.options.free_bytes_min);
+        let needed_bytes = bytes.saturating_add(free_bytes_min);
         if free_bytes < needed_bytes {
             return Err(StorageError::Full { needed_bytes, free_bytes });
         }
@@ -245,7 +252,7 @@ impl JournalFiles {
         if !self.wants_reserve() {
             return Ok(false);
         }
-        self.0.make(0).map(|()| true)
+        self.0.make(0, self.0.file_bytes(0), self.0.options.free_bytes_min).map(|()| true)
     }
 
     /// The live files, by rising number. Commits go to the last one.
@@ -311,6 +318,15 @@ impl JournalFiles {
         let open = self.0.readable.read().get(&file).cloned();
         let (Some(end), Some(open)) = (end, open) else { return Err(StorageError::Gone { file }) };
         scan::visit_file(&open, end, visit)
+    }
+
+    /// Removes the files that are kept to be recycled.
+    ///
+    /// # Errors
+    /// [`StorageError::Io`] if a file could not be removed. It is given up all the same, and the next start removes it.
+    pub fn remove_spares(&self) -> Result<(), StorageError> {
+        let _making = self.0.making.lock();
+        self.0.keep_spares(Vec::new(), 0)
     }
 
     /// Gives up the files below the start that a DURABLE manifest names: some are kept to be recycled, the others are

@@ -146,6 +146,23 @@ impl Journal {
         }
     }
 
+    /// As [`Journal::room_for`], for a commit that serves to give space back: the disk may be asked for what must stay
+    /// free, too.
+    ///
+    /// # Errors
+    /// As [`Journal::room_for`].
+    pub fn room_for_keeping(&mut self, unit_bytes: usize) -> Result<bool, StorageError> {
+        self.shared.check_running()?;
+        if self.current.header.bytes - self.end >= unit_bytes as u64 {
+            return Ok(true);
+        }
+        match self.shared.ensure_reserved_at_all(unit_bytes as u64) {
+            Ok(()) => Ok(true),
+            Err(error) if error.is_full() => Ok(false),
+            Err(error) => Err(self.shared.stop(error)),
+        }
+    }
+
     /// Writes a commit as the next one, with one write; not durable before [`Journal::sync`]. Goes on to the next
     /// file when the current one is full.
     ///

@@ -49,6 +49,8 @@ struct Machine {
     /// From this operation on there is no power.
     cut_at: Option<u64>,
     moments: Option<Vec<Moment>>,
+    /// From this operation on no more than so many bytes are free.
+    fill_at: Option<(u64, u64)>,
 }
 
 /// The state of a disk right after one of its operations.
@@ -91,7 +93,15 @@ impl FaultyDisk {
 
     fn with(medium: Medium, chance: Chance) -> Self {
         let faults = BTreeMap::new();
-        Self(Arc::new(Mutex::new(Machine { medium, chance, operations: 0, faults, cut_at: None, moments: None })))
+        Self(Arc::new(Mutex::new(Machine {
+            medium,
+            chance,
+            operations: 0,
+            faults,
+            cut_at: None,
+            moments: None,
+            fill_at: None,
+        })))
     }
 
     /// How many operations there were.
@@ -113,6 +123,11 @@ impl FaultyDisk {
     /// Sets how many bytes the files may take together.
     pub fn set_capacity(&self, bytes: u64) {
         self.0.lock().medium.capacity_bytes = bytes;
+    }
+
+    /// Lets others take all space but so many bytes when an operation begins.
+    pub fn fill_at(&self, operation: u64, free_bytes: u64) {
+        self.0.lock().fill_at = Some((operation, free_bytes));
     }
 
     /// The disk as after a reboot, had the power gone now. This disk is not changed.
@@ -183,6 +198,9 @@ impl Machine {
     ) -> io::Result<T> {
         self.powered()?;
         self.operations += 1;
+        if let Some((_, free_bytes)) = self.fill_at.take_if(|(at, _)| *at <= self.operations) {
+            self.medium.capacity_bytes = self.medium.used_bytes() + free_bytes;
+        }
         let fault = self.faults.remove(&self.operations);
         let result = work(&mut self.medium, fault, &mut self.chance);
         if self.moments.is_some() {
