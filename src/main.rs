@@ -5,19 +5,49 @@ fn main() -> std::process::ExitCode {
     roomlog::cli::main()
 }
 
-/// Large buffers go back to the system as soon as they are free.
+/// What is free goes back to the system.
 ///
 /// The GNU C library takes the first large buffer that is freed as a sign that more will follow, and keeps them from
-/// then on: a server that built volumes while a reader stalled grew by 71 to 79 MiB instead of 32 to 34. Naming the
-/// threshold, whatever it is, ends that.
+/// then on; naming the threshold, whatever it is, ends that. Of smaller ones it gives back only what lies at the end
+/// of a heap, and that is next to nothing of a volume that was closed: 16 volumes of 10 MiB, read and closed, left
+/// 200 MiB free and resident, 26 MiB after a trim. So a thread trims whenever the process has grown by
+/// `GROWTH_BYTES`: never while nothing happens, and at most once in `LOOK_EVERY`.
 #[cfg(all(target_os = "linux", target_env = "gnu"))]
-#[allow(unsafe_code, reason = "one call of the C library that has no safe form")]
+#[allow(unsafe_code, reason = "two calls of the C library that have no safe form")]
 fn give_memory_back() {
     const LARGE_BYTES: i32 = 1 << 20;
+    const GROWTH_BYTES: u64 = 4 << 20;
+    const LOOK_EVERY: std::time::Duration = std::time::Duration::from_millis(200);
     // SAFETY: no other thread runs yet, and mallopt takes two numbers and no pointer.
     unsafe {
         libc::mallopt(libc::M_MMAP_THRESHOLD, LARGE_BYTES);
     }
+    let trimming = || {
+        let mut trimmed = 0;
+        // Without /proc there is nothing to go by.
+        while let Some(resident) = resident_bytes() {
+            if resident >= trimmed + GROWTH_BYTES {
+                // SAFETY: malloc_trim takes a number and no pointer, and locks what it looks at.
+                unsafe {
+                    libc::malloc_trim(0);
+                }
+                trimmed = resident_bytes().unwrap_or(resident);
+            }
+            trimmed = trimmed.min(resident);
+            std::thread::sleep(LOOK_EVERY);
+        }
+    };
+    // Without it more memory stays resident, and all else is as it should be.
+    let _ = std::thread::Builder::new().name("trim".to_owned()).stack_size(64 << 10).spawn(trimming);
+}
+
+/// Anonymous resident memory: resident pages less those of files.
+#[cfg(all(target_os = "linux", target_env = "gnu"))]
+fn resident_bytes() -> Option<u64> {
+    let statm = std::fs::read_to_string("/proc/self/statm").ok()?;
+    let mut pages = statm.split(' ').skip(1).map_while(|pages| pages.parse::<u64>().ok());
+    // A page is at least so long; where it is longer, growth is noticed later.
+    Some(pages.next()?.saturating_sub(pages.next()?) * 4096)
 }
 
 #[cfg(not(all(target_os = "linux", target_env = "gnu")))]

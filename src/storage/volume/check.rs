@@ -13,7 +13,7 @@ use super::{Finding, VolumeError, VolumeId, VolumeInfo, place};
 
 /// A block store is closed and opened again after so many bytes, so that looking at all of a volume does not bring
 /// all of it into memory.
-const HELD_BYTES_MAX: u64 = 64 << 20;
+const HELD_BYTES_MAX: u64 = 16 << 20;
 
 /// How deep to look.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
