@@ -516,3 +516,33 @@ async fn leave_output_unread_for(limit: Duration) {
     // It reads again before the time for the last frames is over, so it sees why.
     assert_eq!(stalled.raw.end().await, (Some((Code::Busy.number(), true)), Some(4200)));
 }
+
+#[tokio::test]
+async fn a_stopping_server_does_not_wait_for_those_who_have_not_said_hello() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let made = rcgen::generate_simple_self_signed(["localhost".to_owned()]).expect("a certificate");
+    let (chain, key) = (directory.path().join("chain.pem"), directory.path().join("key.pem"));
+    std::fs::write(&chain, made.cert.pem()).expect("it can be written");
+    std::fs::write(&key, made.signing_key.serialize_pem()).expect("it can be written");
+    for (name, tls, request) in [
+        ("nothing at all", false, String::new()),
+        ("half a head", false, UPGRADE.to_owned()),
+        ("nothing on an open session", false, format!("{UPGRADE}\r\n")),
+        ("nothing of TLS", true, String::new()),
+    ] {
+        let certificate = Certificate::Files { chain: chain.clone(), key: key.clone() };
+        let (server, exporter) = server(|limits, options| {
+            // So long that the stop ends in time only if it does not wait for it.
+            limits.handshake_timeout = 10 * PATIENCE;
+            options.shutdown_deadline = 10 * PATIENCE;
+            if tls {
+                options.certificate = certificate;
+            }
+        })
+        .await;
+        let mut stream = TcpStream::connect(address(&server)).await.expect("it listens");
+        stream.write_all(request.as_bytes()).await.expect("it is sent");
+        shows(&exporter, "roomlog_connections{transport=\"websocket\"} 1").await;
+        tokio::time::timeout(PATIENCE, server.stop()).await.unwrap_or_else(|_| panic!("{name}: it does not stop"));
+    }
+}

@@ -30,6 +30,7 @@ impl Host {
         let certificate = Certificate::Development(directory.path().to_owned());
         let (server, _) = server(|limits, options| {
             options.certificate = certificate;
+            options.shutdown_deadline = 10 * PATIENCE;
             change(limits);
         })
         .await;
@@ -370,4 +371,20 @@ async fn anything_beside_the_stream_of_requests_is_a_bad_frame() {
     session.connection.send_datagram(bytes::Bytes::from_static(b"x")).expect("it can be tried");
     assert_eq!(closed(&session.connection).await, 600);
     host.session(|_| {}).await.publish("tea", b"served on").await;
+}
+
+#[tokio::test]
+async fn a_stopping_server_does_not_wait_for_a_connection_without_a_stream() {
+    // So long that the stop ends in time only if it does not wait for it.
+    let host = Host::with(|limits| limits.handshake_timeout = 10 * PATIENCE).await;
+    let silent = host.connect("roomlog/1", |_| {}).await.expect("the handshake is in order");
+    in_time(async {
+        while silent.stats().frame_rx.handshake_done == 0 {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    })
+    .await;
+    in_time(host.server.stop()).await;
+    // 0 if the server did not get as far as to make a session of it.
+    assert!([302, 0].contains(&closed(&silent).await));
 }

@@ -32,6 +32,9 @@ const HEADERS_MAX: usize = 64;
 /// choose, so that an answer does not wait behind deliveries.
 const NOT_SENT_BYTES: u32 = 16 << 10;
 
+/// How long an answer may take that is being written when the server stops. A request that is not whole by then gets none.
+const LAST_ANSWER: Duration = Duration::from_secs(1);
+
 const TOO_MANY: &str = "As many connections as are allowed are open.\n";
 
 /// Takes the socket, and what was read behind the request, out of an upgraded connection.
@@ -98,7 +101,11 @@ impl Inner {
         let Some(tls) = self.tls.clone() else {
             return self.requests(TokioIo::new(stream), peer, permit, Socket::plain).await;
         };
-        match tokio::time::timeout(timeout, tls.accept(stream)).await {
+        let accepted = tokio::select! {
+            accepted = tokio::time::timeout(timeout, tls.accept(stream)) => accepted,
+            () = self.stop.cancelled() => return,
+        };
+        match accepted {
             Ok(Ok(stream)) => self.requests(TokioIo::new(stream), peer, permit, Socket::tls).await,
             Ok(Err(_)) => self.broker.metrics().connections_refused[Refusal::Handshake].increment(1),
             Err(_) => self.broker.metrics().connections_refused[Refusal::Timeout].increment(1),
@@ -123,7 +130,10 @@ impl Inner {
             () = tokio::time::sleep(self.broker.limits().idle_timeout) => return,
             () = self.stop.cancelled() => {
                 connection.as_mut().graceful_shutdown();
-                connection.as_mut().await
+                match tokio::time::timeout(LAST_ANSWER, connection.as_mut()).await {
+                    Ok(served) => served,
+                    Err(_) => return,
+                }
             }
         };
         if served.is_err_and(|error| error.is_timeout()) {

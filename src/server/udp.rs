@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::Inner;
 use super::admission::Permit;
 use crate::metrics::{Refusal, Transport};
-use crate::transport::quic;
+use crate::transport::{CLOSE_TIMEOUT, quic};
 
 impl Inner {
     pub(super) async fn accept_quic(self: Arc<Self>, endpoint: quinn::Endpoint) {
@@ -32,7 +32,8 @@ impl Inner {
         endpoint.set_server_config(None);
         self.cut_or_done().await;
         endpoint.close(quinn::VarInt::from_u32(0), b"");
-        endpoint.wait_idle().await;
+        // For as long as the peers may need to hear of it; what quinn waits for grows with the times it has measured.
+        let _ = tokio::time::timeout(CLOSE_TIMEOUT, endpoint.wait_idle()).await;
     }
 
     /// One QUIC connection, until it is over or has become a session.
@@ -40,11 +41,17 @@ impl Inner {
         let timeout = self.broker.limits().handshake_timeout;
         let refused = |why| self.broker.metrics().connections_refused[why].increment(1);
         let connection = match incoming.accept() {
-            Ok(connecting) => match tokio::time::timeout(timeout, connecting).await {
-                Ok(Ok(connection)) => connection,
-                Ok(Err(_)) => return refused(Refusal::Handshake),
-                Err(_) => return refused(Refusal::Timeout),
-            },
+            Ok(connecting) => {
+                let connected = tokio::select! {
+                    connected = tokio::time::timeout(timeout, connecting) => connected,
+                    () = self.stop.cancelled() => return,
+                };
+                match connected {
+                    Ok(Ok(connection)) => connection,
+                    Ok(Err(_)) => return refused(Refusal::Handshake),
+                    Err(_) => return refused(Refusal::Timeout),
+                }
+            }
             Err(_) => return refused(Refusal::Handshake),
         };
         self.begin_session(Transport::Quic, permit, |broker, number, outbox| {

@@ -18,4 +18,4 @@ const READ_BYTES: usize = 64 << 10;
 const QUEUE_RETRY: Duration = Duration::from_millis(2);
 
 /// How long each step of the end of a session may take: to send its last frames, and to see that the peer has them.
-const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
+pub(crate) const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);

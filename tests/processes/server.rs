@@ -134,7 +134,8 @@ impl Site {
         let mut command = tokio::process::Command::from(self.serve());
         let mut child = command.kill_on_drop(true).spawn().expect("the program starts");
         let output = BufReader::new(child.stdout.take().expect("a pipe"));
-        Server { child, output, clients: self.clients(), operators: self.operators(), banner: String::new() }
+        let (clients, operators) = (self.clients(), self.operators());
+        Server { child, output, clients, operators, banner: String::new(), log: self.log_path() }
     }
 
     /// Starts a server, and waits until it listens.
@@ -237,6 +238,7 @@ pub(crate) struct Server {
     clients: SocketAddr,
     operators: SocketAddr,
     pub(crate) banner: String,
+    log: PathBuf,
 }
 
 impl Server {
@@ -263,7 +265,10 @@ impl Server {
 
     /// Waits until it has ended.
     pub(crate) async fn exited(&mut self) -> ExitStatus {
-        soon("the end of the process", self.child.wait()).await.expect("it can be waited for")
+        match tokio::time::timeout(PATIENCE, self.child.wait()).await {
+            Ok(status) => status.expect("it can be waited for"),
+            Err(_) => panic!("the process does not end:\n{}", std::fs::read_to_string(&self.log).unwrap_or_default()),
+        }
     }
 
     /// Asks it to stop, without waiting.

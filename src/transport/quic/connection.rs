@@ -21,15 +21,21 @@ use crate::transport::{CLOSE_TIMEOUT, QUEUE_RETRY, READ_BYTES, ROUNDS};
 /// Serves a session until it is over.
 pub(crate) async fn serve(connection: quinn::Connection, broker: Broker, number: u64, outbox: Arc<Outbox>) {
     let now = Instant::now();
-    let opened = tokio::time::timeout(broker.limits().handshake_timeout, connection.accept_bi()).await;
-    let (send, recv) = match opened {
-        Ok(Ok(streams)) => streams,
-        Ok(Err(_)) => return,
-        Err(_) => {
-            let end = End::HelloTimeout(broker.limits().handshake_timeout);
-            connection.close(VarInt::from(end.close().quic()), end.reason().as_bytes());
-            return;
+    let stopped = std::future::poll_fn(|cx| {
+        outbox.take_kick(cx);
+        outbox.stopped().map_or(Poll::Pending, |after| Poll::Ready(End::ShuttingDown { after }))
+    });
+    let opened = tokio::select! {
+        opened = connection.accept_bi() => opened.map_err(|_| None),
+        () = tokio::time::sleep(broker.limits().handshake_timeout) => {
+            Err(Some(End::HelloTimeout(broker.limits().handshake_timeout)))
         }
+        end = stopped => Err(Some(end)),
+    };
+    let (send, recv) = match opened {
+        Ok(streams) => streams,
+        Err(None) => return,
+        Err(Some(end)) => return close(&connection, &end),
     };
     // Answers go before the pushes of any room.
     let _ = send.set_priority(1);
@@ -245,6 +251,10 @@ impl Task {
             let _ = tokio::time::timeout(CLOSE_TIMEOUT, self.send.stopped()).await;
         }
         tally.flush(outbox.metrics(), outbox.transport());
-        connection.close(VarInt::from(end.close().quic()), end.reason().as_bytes());
+        close(connection, &end);
     }
+}
+
+fn close(connection: &quinn::Connection, end: &End) {
+    connection.close(VarInt::from(end.close().quic()), end.reason().as_bytes());
 }
