@@ -189,6 +189,7 @@ impl Broker {
     }
 
     /// As [`Broker::limits`], for those who keep them.
+    #[cfg(feature = "server")]
     pub(crate) fn shared_limits(&self) -> &Arc<Limits> {
         &self.inner.limits
     }
