@@ -14,17 +14,18 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 
 use super::queue::{Gathered, Rise};
-use super::{Indexed, Shared, said};
+use super::{Shared, said};
 use crate::metrics::StorageState;
 use crate::protocol::{BATCH_BYTES_MAX, BatchBuilder, BatchHeader, RecordArea, RunHeader};
 use crate::storage::Source;
 use crate::storage::ballast::HOUSE_BYTES_MAX;
+use crate::storage::block::Block;
 use crate::storage::commit::{BodySpan, CommitBuilder, SECTOR_BYTES, UNIT_BYTES_MAX};
-use crate::storage::engine::{Append, Appended, Block, Health, Outcome, Refused};
+use crate::storage::engine::{Append, Appended, Health, Outcome};
 use crate::storage::journal::{Journal, JournalFiles};
 use crate::storage::publishers::Verdict;
-use crate::storage::room::{Room, RoomId, Targets};
-use crate::types::{Code, Offset, Time};
+use crate::storage::room::{Indexed, Room, RoomId, Targets};
+use crate::types::{Code, Offset, Refused, Time};
 
 /// Up to this many followers and publishers are served on this very thread: waking another one costs more.
 const TARGETS_IN_PLACE_MAX: usize = 16;
