@@ -18,7 +18,6 @@ use super::{Shared, said};
 use crate::metrics::StorageState;
 use crate::protocol::{BATCH_BYTES_MAX, BatchBuilder, BatchHeader, RecordArea, RunHeader};
 use crate::storage::Source;
-use crate::storage::ballast::HOUSE_BYTES_MAX;
 use crate::storage::block::Block;
 use crate::storage::commit::{BodySpan, CommitBuilder, SECTOR_BYTES, UNIT_BYTES_MAX};
 use crate::storage::engine::{Append, Appended, Health, Outcome};
@@ -289,9 +288,9 @@ impl Committer {
     /// Whether the journal can take floors although it takes no appends.
     fn room_for_floors(&mut self, floors: &[Rise]) -> bool {
         let bytes = ((floors.len() + 1) * APPEND_OVERHEAD_BYTES).next_multiple_of(SECTOR_BYTES);
+        let file_bytes = self.files.keeping_file_bytes(bytes as u64);
         let mut has_room = || self.journal.room_for_keeping(bytes).unwrap_or(false);
-        !floors.is_empty()
-            && (has_room() || self.shared.ballast.make_room(HOUSE_BYTES_MAX + bytes as u64) && has_room())
+        !floors.is_empty() && (has_room() || self.shared.ballast.make_room_for_all(file_bytes) && has_room())
     }
 
     /// Judges an append, and gives its records their place in the commit being made.

@@ -133,10 +133,9 @@ impl Keeper {
             self.leave_free = reserve;
             return true;
         }
-        if given <= needed || free.saturating_add(shared.ballast.bytes()) < needed {
+        if given <= needed || !shared.ballast.make_room_for_all(needed) {
             return false;
         }
-        shared.ballast.make_room(needed);
         self.leave_free = 0;
         true
     }
