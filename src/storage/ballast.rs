@@ -67,6 +67,12 @@ impl Ballast {
         self.make_room(needed.max((self.bytes() / 4).min(HOUSE_BYTES_MAX)))
     }
 
+    /// Makes room for all of so many bytes, or gives nothing: part of a file is of no use.
+    pub(crate) fn make_room_for_all(&self, bytes: u64) -> bool {
+        let free = self.disk.free_bytes().unwrap_or(0);
+        free >= bytes || free.saturating_add(self.bytes()) >= bytes && self.make_room(bytes)
+    }
+
     /// Cuts the ballast by what is missing of so many free bytes; tells whether it did. It never fails: what is
     /// written next says whether there was space.
     pub(crate) fn make_room(&self, bytes: u64) -> bool {
@@ -168,6 +174,8 @@ mod tests {
         assert_eq!(ballast.bytes(), 60 << 10, "no 1001 bytes would stay free");
         ballast.grow(u64::MAX >> 1, 1000);
         assert_eq!((ballast.bytes(), disk.free_bytes().expect("a number")), (64 << 10, 1000));
+        assert!(!ballast.make_room_for_all(66_537), "so much is not there");
+        assert_eq!(ballast.bytes(), 64 << 10);
         assert!(ballast.make_room(1 << 30));
         assert_eq!((ballast.bytes(), disk.free_bytes().expect("a number")), (0, 66_536));
         assert!(!ballast.make_room(1 << 30), "there is none any more");

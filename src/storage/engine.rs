@@ -7,11 +7,9 @@
 use std::fmt::Debug;
 use std::sync::Arc;
 
-use bytes::Bytes;
-
-use super::Source;
+use super::block::Block;
 use super::room::{Facts, Room, Targets};
-use crate::types::{Code, Epoch, Offset, PublisherId, RoomName, Time};
+use crate::types::{Epoch, Offset, PublisherId, Refused, RoomName, Time};
 
 /// A log of rooms.
 pub trait Engine: Send + Sync + Debug + 'static {
@@ -70,23 +68,6 @@ pub enum Read {
     Block(Block),
     /// No retained record lies there.
     Nothing,
-}
-
-/// A batch of a room, and the one fact that the batch itself does not hold.
-#[derive(Clone, Debug)]
-pub struct Block {
-    /// The first record's offset.
-    pub first: Offset,
-    /// The last record's offset.
-    pub last: Offset,
-    /// The offset of the record before the first, in the room.
-    pub prev: Offset,
-    /// The last record's time.
-    pub last_time: Time,
-    /// The batch body.
-    pub body: Bytes,
-    /// Where it came from.
-    pub source: Source,
 }
 
 /// Whether records can be stored.
@@ -219,21 +200,4 @@ pub struct Appended {
     pub time: Time,
     /// Whether they had been stored before.
     pub duplicate: bool,
-}
-
-/// The records are not in the log, and why.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Refused {
-    /// The reason.
-    pub code: Code,
-    /// What exactly, for a person.
-    pub message: String,
-}
-
-impl Refused {
-    /// A refusal.
-    #[must_use]
-    pub fn new(code: Code, message: impl Into<String>) -> Self {
-        Self { code, message: message.into() }
-    }
 }

@@ -4,6 +4,7 @@
 //! sockets or frames; blocking calls are meant to be made from the broker's own threads.
 
 mod ballast;
+mod block;
 pub mod block_store;
 mod catalog;
 pub mod check;
@@ -25,10 +26,11 @@ mod room;
 pub mod volume;
 
 pub use crate::metrics::Source;
+pub use crate::types::Refused;
 pub use ballast::BALLAST_NAME;
+pub use block::Block;
 pub use engine::{
-    Append, Appended, Block, Engine, EngineError, Health, Outcome, Read, ReadAt, Refused, Reply, Submission,
-    record_hash,
+    Append, Appended, Engine, EngineError, Health, Outcome, Read, ReadAt, Reply, Submission, record_hash,
 };
 pub use error::StorageError;
 pub use marks::Durability;

@@ -8,9 +8,8 @@ use std::sync::Arc;
 
 use bincode::{BorrowDecode, Encode};
 
-use super::engine::Refused;
 use crate::protocol::{WireError, decode_head, encode_into};
-use crate::types::{Code, Offset, PublisherId, Time};
+use crate::types::{Code, Offset, PublisherId, Refused, Time};
 
 /// How much is remembered.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

@@ -6,8 +6,9 @@ use std::sync::Arc;
 
 use parking_lot::Mutex;
 
-use super::commit::Floor;
-use super::engine::Block;
+use super::block::Block;
+use super::commit::{BodyPlace, Floor};
+use super::publishers::Publishers;
 use crate::types::{Offset, RoomName, Time};
 
 /// What is known of a room without reading a record.
@@ -82,7 +83,7 @@ pub struct Room {
     state: Mutex<RoomState>,
     followers: Mutex<Followers>,
     /// What only the committer changes.
-    pub(crate) log: Mutex<super::embedded::LogState>,
+    pub(crate) log: Mutex<LogState>,
 }
 
 #[derive(Default)]
@@ -92,7 +93,7 @@ pub(crate) struct RoomState {
     /// Consecutive batches up to the head; the newest part of the room.
     pub(crate) tail: VecDeque<Block>,
     /// The batches that lie in the journal and not yet in a volume, consecutive up to the head.
-    pub(crate) journal: VecDeque<super::embedded::Indexed>,
+    pub(crate) journal: VecDeque<Indexed>,
 }
 
 #[derive(Default)]
@@ -254,6 +255,30 @@ impl fmt::Debug for Room {
         let state = self.state.lock();
         f.debug_struct("Room").field("name", &self.name).field("facts", &state.facts).finish_non_exhaustive()
     }
+}
+
+/// What only the committer changes of a room.
+#[derive(Debug, Default)]
+pub(crate) struct LogState {
+    pub(crate) id: Option<RoomId>,
+    /// What will be known of the room once the commit being made is durable.
+    pub(crate) facts: Facts,
+    pub(crate) publishers: Publishers,
+    /// The room's place in the commit being made, and which one that is.
+    pub(crate) slot: (u64, usize),
+    /// Whether the checkpoint does not have all of it.
+    pub(crate) changed: bool,
+}
+
+/// A batch that lies in the journal.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Indexed {
+    pub(crate) first: Offset,
+    pub(crate) last: Offset,
+    pub(crate) prev: Offset,
+    pub(crate) first_time: Time,
+    pub(crate) last_time: Time,
+    pub(crate) place: BodyPlace,
 }
 
 #[cfg(test)]

@@ -122,3 +122,20 @@ impl fmt::Display for Code {
         f.write_str(self.name())
     }
 }
+
+/// That something is refused, and why.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Refused {
+    /// The reason.
+    pub code: Code,
+    /// What exactly, for a person.
+    pub message: String,
+}
+
+impl Refused {
+    /// A refusal.
+    #[must_use]
+    pub fn new(code: Code, message: impl Into<String>) -> Self {
+        Self { code, message: message.into() }
+    }
+}

@@ -7,7 +7,7 @@ mod ids;
 mod limits;
 mod record;
 
-pub use code::{Advice, Code};
+pub use code::{Advice, Code, Refused};
 pub use ids::{Epoch, Offset, Position, PublisherId, RoomName, RoomNameError, SessionId, Start, Time};
 pub use limits::{Ceilings, Limits};
 pub use record::{GapReason, Header, Headers, NewRecord, Record, RecordFault};

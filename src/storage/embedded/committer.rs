@@ -14,17 +14,17 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 
 use super::queue::{Gathered, Rise};
-use super::{Indexed, Shared, said};
+use super::{Shared, said};
 use crate::metrics::StorageState;
 use crate::protocol::{BATCH_BYTES_MAX, BatchBuilder, BatchHeader, RecordArea, RunHeader};
 use crate::storage::Source;
-use crate::storage::ballast::HOUSE_BYTES_MAX;
+use crate::storage::block::Block;
 use crate::storage::commit::{BodySpan, CommitBuilder, SECTOR_BYTES, UNIT_BYTES_MAX};
-use crate::storage::engine::{Append, Appended, Block, Health, Outcome, Refused};
+use crate::storage::engine::{Append, Appended, Health, Outcome};
 use crate::storage::journal::{Journal, JournalFiles};
 use crate::storage::publishers::Verdict;
-use crate::storage::room::{Room, RoomId, Targets};
-use crate::types::{Code, Offset, Time};
+use crate::storage::room::{Indexed, Room, RoomId, Targets};
+use crate::types::{Code, Offset, Refused, Time};
 
 /// Up to this many followers and publishers are served on this very thread: waking another one costs more.
 const TARGETS_IN_PLACE_MAX: usize = 16;
@@ -288,9 +288,9 @@ impl Committer {
     /// Whether the journal can take floors although it takes no appends.
     fn room_for_floors(&mut self, floors: &[Rise]) -> bool {
         let bytes = ((floors.len() + 1) * APPEND_OVERHEAD_BYTES).next_multiple_of(SECTOR_BYTES);
+        let file_bytes = self.files.keeping_file_bytes(bytes as u64);
         let mut has_room = || self.journal.room_for_keeping(bytes).unwrap_or(false);
-        !floors.is_empty()
-            && (has_room() || self.shared.ballast.make_room(HOUSE_BYTES_MAX + bytes as u64) && has_room())
+        !floors.is_empty() && (has_room() || self.shared.ballast.make_room_for_all(file_bytes) && has_room())
     }
 
     /// Judges an append, and gives its records their place in the commit being made.

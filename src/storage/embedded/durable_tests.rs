@@ -12,7 +12,7 @@ use crate::storage::disk::FaultyDisk;
 use crate::storage::engine::{Reply, record_hash};
 use crate::storage::marks::Durability;
 use crate::storage::room::{Follow, Targets};
-use crate::types::{NewRecord, PublisherId};
+use crate::types::{NewRecord, Offset, PublisherId};
 
 /// Opens what is left of the disk if the power goes now, and looks how many records the room has.
 #[derive(Debug)]

@@ -5,6 +5,7 @@
 //! swap is the only one that counts: what goes before it can be thrown away, what comes after it can be repeated.
 
 mod retention;
+mod rewriting;
 mod space;
 
 use std::collections::HashMap;
@@ -16,8 +17,9 @@ use std::time::{Duration, Instant};
 use wildmatch::WildMatch;
 
 use self::retention::Clock;
+pub(super) use self::rewriting::Tidied;
 use self::space::Lacking;
-use super::{Indexed, Shared, said, since};
+use super::{Shared, said, since};
 use crate::metrics::{Budget, Work};
 use crate::storage::checkpoint;
 use crate::storage::commit::{BodyPlace, CommitSeq, JournalFileId, SECTOR_BYTES};
@@ -28,8 +30,8 @@ use crate::storage::manifest::{Manifest, VolumeEntry};
 use crate::storage::marks::Durability;
 use crate::storage::options::Retention;
 use crate::storage::publishers::Publishers;
-use crate::storage::room::RoomId;
-use crate::storage::volume::{Input, VolumeError, VolumeId, VolumeInfo, build, delete, reread};
+use crate::storage::room::{Indexed, RoomId};
+use crate::storage::volume::{Input, VolumeError, VolumeId, VolumeInfo, build, delete};
 use crate::types::{Offset, RoomName, Time};
 
 /// How often the keeper looks around when nobody asks.
@@ -50,23 +52,6 @@ const RESERVE_EVERY_BYTES: usize = 4 << 20;
 /// So many batches in the journal make a stretch due however short they are: what is known of their places is in
 /// memory, 256 MiB then.
 const INDEXED_BATCHES_MAX: u64 = (256 << 20) / size_of::<Indexed>() as u64;
-
-/// Volumes below this are joined with their neighbours, in stored bytes.
-const SMALL_VOLUME_BYTES: u64 = 32 << 20;
-
-/// So many small neighbours are joined at once.
-const JOINED_VOLUMES: usize = 8;
-
-/// What came of a look at the volumes.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) enum Tidied {
-    /// They are worth keeping as they are.
-    Nothing,
-    /// A piece of work was done, and there may be more.
-    Some,
-    /// There is work that there is no space for.
-    Lacking,
-}
 
 /// What is asked of the keeper.
 #[derive(Debug, Default)]
@@ -418,58 +403,6 @@ impl Keeper {
         }
     }
 
-    /// Deletes volumes with nothing retained in them, rewrites those with little, joins small neighbours. One
-    /// piece of work per call; whether there was any.
-    pub(super) fn rewrite(&mut self) -> Result<Tidied, KeepError> {
-        self.shared.volumes.sweep()?;
-        if self.manifest.volumes.is_empty() {
-            return Ok(Tidied::Nothing);
-        }
-        let floors = self.shared.catalog.floors();
-        let floor = |room| floors.get(&room).copied().unwrap_or_default();
-        let below = u64::from(self.shared.options.rewrite_below_percent);
-        let (mut small, mut small_bytes) = (Vec::new(), 0);
-        let (mut chosen, mut lacking) = (Vec::new(), Tidied::Nothing);
-        let mut is_empty = false;
-        let infos = self.shared.volumes.infos();
-        for info in &infos {
-            let live = self.live(info, floor)?;
-            if live.live_records < live.records && live.live_stored_bytes * 100 <= live.stored_bytes * below {
-                if self.may_rewrite(info.id, &live)? {
-                    (chosen, is_empty) = (vec![info.id], live.live_blocks == 0);
-                    break;
-                }
-                // A later one may need less.
-                lacking = Tidied::Lacking;
-            } else if info.stored_bytes < SMALL_VOLUME_BYTES {
-                small.push(info.id);
-                small_bytes += info.stored_bytes;
-                if small.len() < JOINED_VOLUMES {
-                    continue;
-                }
-                if self.may_join(small_bytes) {
-                    chosen = std::mem::take(&mut small);
-                    break;
-                }
-                lacking = Tidied::Lacking;
-            }
-            (small_bytes, _) = (0, small.clear());
-        }
-        if chosen.is_empty() {
-            return Ok(lacking);
-        }
-        self.replace(&chosen, &infos, floor, is_empty)?;
-        Ok(Tidied::Some)
-    }
-
-    fn live(
-        &self,
-        info: &VolumeInfo,
-        floor: impl FnMut(u64) -> Offset,
-    ) -> Result<crate::storage::volume::Live, KeepError> {
-        Ok(self.shared.volumes.live_of(info.id, floor)?)
-    }
-
     fn build_volume(
         &self,
         id: VolumeId,
@@ -501,47 +434,6 @@ impl Keeper {
         let id = VolumeId(self.manifest.next_volume);
         delete(&*self.shared.disk, &*self.shared.store, id)?;
         Ok(id)
-    }
-
-    /// Builds one volume of what is retained in some that follow one another, if anything is, and takes their place.
-    fn replace(
-        &mut self,
-        chosen: &[VolumeId],
-        infos: &[VolumeInfo],
-        floor: impl FnMut(u64) -> Offset + Copy,
-        is_empty: bool,
-    ) -> Result<(), KeepError> {
-        let begun = Instant::now();
-        let of = |id: &VolumeId| infos.iter().find(|info| info.id == *id).expect("chosen of these");
-        let (first, last) = (of(&chosen[0]), of(&chosen[chosen.len() - 1]));
-        let before: u64 = chosen.iter().map(|id| self.shared.volumes.disk_bytes(*id).unwrap_or(0)).sum();
-        let commits = (first.commit_first, last.commit_last);
-        // Where nothing is left the manifest is all that has to be written: on a full disk that must do.
-        let built = if is_empty {
-            None
-        } else {
-            let id = self.next_volume()?;
-            let input = reread(&self.shared.volumes, chosen, floor)?;
-            self.build_volume(id, commits, input, floor)?
-        };
-        let mut manifest = self.manifest.clone();
-        manifest.next_volume += 1;
-        manifest.volumes.retain(|volume| !chosen.contains(&VolumeId(volume.id)));
-        manifest.volumes.extend(built.iter().map(entry));
-        self.swap(manifest)?;
-        let added: Vec<_> = built.iter().map(|built| built.id).collect();
-        self.publish(&added, chosen)?;
-        self.shared.volumes.sweep()?;
-        let after = added.first().and_then(|id| self.shared.volumes.disk_bytes(*id).ok()).unwrap_or(0);
-        self.shared.metrics.retention_bytes.increment(before.saturating_sub(after));
-        tracing::info!(
-            volumes = chosen.len(),
-            bytes_before = before,
-            bytes_after = after,
-            "volumes with little left were rewritten in {}",
-            since(begun)
-        );
-        Ok(())
     }
 
     /// Tells the gauges.

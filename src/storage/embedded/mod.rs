@@ -25,40 +25,16 @@ use self::queue::CommitQueue;
 use super::ballast::Ballast;
 use super::block_store::BlockStore;
 use super::catalog::Catalog;
-use super::commit::{BodyPlace, CommitSeq, JournalFileId, UnitPlace};
+use super::commit::{CommitSeq, JournalFileId, UnitPlace};
 use super::disk::Disk;
-use super::engine::{Engine, EngineError, Health, Outcome, Read, ReadAt, Refused, Submission};
+use super::engine::{Engine, EngineError, Health, Outcome, Read, ReadAt, Submission};
 use super::journal::JournalReader;
-use super::publishers::{Memory, Publishers};
-use super::room::{Facts, Room, RoomId};
+use super::publishers::Memory;
+use super::room::{Facts, Room};
 use super::volume::Volumes;
 use super::{OpenError, Options};
 use crate::metrics::{Budget, Metrics};
-use crate::types::{Code, Epoch, Offset, RoomName, Time};
-
-/// What only the committer changes of a room.
-#[derive(Debug, Default)]
-pub(crate) struct LogState {
-    pub(crate) id: Option<RoomId>,
-    /// What will be known of the room once the commit being made is durable.
-    pub(crate) facts: Facts,
-    pub(crate) publishers: Publishers,
-    /// The room's place in the commit being made, and which one that is.
-    pub(crate) slot: (u64, usize),
-    /// Whether the checkpoint does not have all of it.
-    pub(crate) changed: bool,
-}
-
-/// A batch that lies in the journal.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Indexed {
-    pub(crate) first: Offset,
-    pub(crate) last: Offset,
-    pub(crate) prev: Offset,
-    pub(crate) first_time: Time,
-    pub(crate) last_time: Time,
-    pub(crate) place: BodyPlace,
-}
+use crate::types::{Code, Epoch, Refused, RoomName, Time};
 
 /// What the threads of a log share.
 pub(crate) struct Shared {

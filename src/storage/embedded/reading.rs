@@ -7,12 +7,13 @@ use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
 
-use super::{Indexed, Shared};
+use super::Shared;
 use crate::protocol::{BATCH_BYTES_MAX, Batch, BatchBuilder};
 use crate::storage::Source;
-use crate::storage::engine::{Block, EngineError, Read, ReadAt};
+use crate::storage::block::Block;
+use crate::storage::engine::{EngineError, Read, ReadAt};
 use crate::storage::error::StorageError;
-use crate::storage::room::{Room, RoomId, RoomState};
+use crate::storage::room::{Indexed, Room, RoomId, RoomState};
 use crate::storage::volume::{self, VolumeErrorKind};
 
 /// The stretch can be dropped between finding a place and reading it, but not often: a volume takes seconds.

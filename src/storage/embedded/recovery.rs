@@ -9,7 +9,7 @@ use std::time::Instant;
 use parking_lot::{Condvar, Mutex};
 
 use super::queue::CommitQueue;
-use super::{Committed, Embedded, Indexed, Shared, since};
+use super::{Committed, Embedded, Shared, since};
 use crate::metrics::{Budget, Metrics, StorageState};
 use crate::protocol::{Batch, RunHeader, WireError};
 use crate::storage::ballast::Ballast;
@@ -24,7 +24,7 @@ use crate::storage::journal::{Journal, JournalOptions};
 use crate::storage::manifest::Manifest;
 use crate::storage::marks::{CleanMark, Durability, RunMark, judge_last_stop};
 use crate::storage::publishers::Memory;
-use crate::storage::room::{Room, RoomId};
+use crate::storage::room::{Indexed, Room, RoomId};
 use crate::storage::volume::{VOLUMES, VolumeId, VolumeLimits, Volumes, delete, found};
 use crate::storage::{OpenError, Options};
 use crate::types::{Epoch, Offset, RoomName, Time};

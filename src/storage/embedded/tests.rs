@@ -18,7 +18,7 @@ use crate::storage::disk::{Fault, FaultyDisk};
 use crate::storage::engine::{Appended, Reply, record_hash};
 use crate::storage::options::Retention;
 use crate::storage::room::Targets;
-use crate::types::{NewRecord, PublisherId};
+use crate::types::{NewRecord, Offset, PublisherId, Time};
 
 mod committing;
 mod keeping;

@@ -148,8 +148,11 @@ impl Shared {
     pub(crate) fn ensure_reserved_at_all(&self, unit_bytes: u64) -> Result<(), StorageError> {
         let enough = || self.state.lock().reserved.iter().any(|file| file.header.bytes >= unit_bytes + SECTOR);
         let _making = self.making.lock();
-        let bytes = (unit_bytes + SECTOR).next_power_of_two().max(self.options.file_bytes_min);
-        if enough() { Ok(()) } else { self.make(unit_bytes, bytes, 0) }
+        if enough() { Ok(()) } else { self.make(unit_bytes, self.keeping_file_bytes(unit_bytes), 0) }
+    }
+
+    fn keeping_file_bytes(&self, unit_bytes: u64) -> u64 {
+        (unit_bytes + SECTOR).next_power_of_two().max(self.options.file_bytes_min)
     }
 
     /// Makes or recycles a file and reserves it. The caller holds `making`.
@@ -253,6 +256,13 @@ impl JournalFiles {
             return Ok(false);
         }
         self.0.make(0, self.0.file_bytes(0), self.0.options.free_bytes_min).map(|()| true)
+    }
+
+    /// How long a file is that [`Journal::room_for_keeping`](super::Journal::room_for_keeping) makes for a commit of so
+    /// many bytes.
+    #[must_use]
+    pub fn keeping_file_bytes(&self, unit_bytes: u64) -> u64 {
+        self.0.keeping_file_bytes(unit_bytes)
     }
 
     /// The live files, by rising number. Commits go to the last one.

@@ -13,6 +13,8 @@ use crate::metrics::StorageState;
 use crate::storage::ballast::HOUSE_BYTES_MAX;
 use crate::storage::checkpoint;
 use crate::storage::engine::Health;
+use crate::storage::marks::Durability;
+use crate::storage::options::Options;
 use crate::storage::volume::{Live, VolumeError, VolumeId, delete};
 
 /// What a block takes on the disk beyond its bytes, in bytes: its part of sled's log and of the directory.
@@ -88,7 +90,7 @@ impl Keeper {
         }
         // A bound that costs nothing, and then one that looks at every batch.
         let most = self.volume_bytes(self.stretch_bytes(), shared.indexed.load(Ordering::Relaxed));
-        let reserve = shared.options.disk_reserve_bytes;
+        let reserve = self.volume_reserve_bytes();
         if free >= most.saturating_add(reserve) {
             (self.lacking, self.leave_free) = (None, reserve);
             return true;
@@ -125,18 +127,23 @@ impl Keeper {
 
     /// Whether so much may be taken of the disk for giving so much back, and how much has to stay free meanwhile.
     fn may_take(&mut self, needed: u64, given: u64) -> bool {
-        let (shared, reserve) = (&self.shared, self.shared.options.disk_reserve_bytes);
+        let (shared, reserve) = (&self.shared, self.volume_reserve_bytes());
         let free = shared.disk.free_bytes().unwrap_or(0);
         if free >= needed.saturating_add(reserve) {
             self.leave_free = reserve;
             return true;
         }
-        if given <= needed || free.saturating_add(shared.ballast.bytes()) < needed {
+        if given <= needed || !shared.ballast.make_room_for_all(needed) {
             return false;
         }
-        shared.ballast.make_room(needed);
         self.leave_free = 0;
         true
+    }
+
+    /// What volumes leave free. In memory the space is the log's alone, and a volume is how it lasts longer.
+    fn volume_reserve_bytes(&self) -> u64 {
+        let Options { durability, disk_reserve_bytes, .. } = self.shared.options;
+        if durability == Durability::Memory { 0 } else { disk_reserve_bytes }
     }
 
     /// An error if less is free than the work that goes on has to leave.

@@ -31,7 +31,8 @@ fn work_on(log: &mut Stepped, model: &mut Model, random: &mut StdRng) -> Option<
     let mut refused = None;
     for _ in 0..30 {
         match random.random_range(0..6) {
-            0 => {
+            // As the keeper does: a volume that has no space is not begun.
+            0 if log.keeper.may_build() => {
                 if let Err(error) = log.keeper.build() {
                     assert!(is_full(log) || log.shared.disk.free_bytes().expect("a number") < 1 << 20, "{error}");
                 }
@@ -42,7 +43,7 @@ fn work_on(log: &mut Stepped, model: &mut Model, random: &mut StdRng) -> Option<
                 let _ = log.keeper.rewrite();
             }
             2 => log.keeper.reserve(),
-            _ if refused.is_none() => {
+            3.. if refused.is_none() => {
                 let publish = model.invent(random);
                 match log.publish(std::slice::from_ref(&publish)).pop().expect("one answer") {
                     Ok(appended) => model.took(&publish, &appended, 1),
