@@ -3,10 +3,11 @@
 //! For each of the newest publishers the newest seqs are kept, each with the CRC32 of its record and its offset:
 //! 8 bytes a seq. Outside of that the room refuses rather than risk storing twice.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
 use std::sync::Arc;
 
 use bincode::{BorrowDecode, Encode};
+use hashbrown::{Equivalent, HashMap};
 
 use crate::protocol::{WireError, decode_head, encode_into};
 use crate::types::{Code, Offset, PublisherId, Refused, Time};
@@ -25,7 +26,27 @@ pub(crate) struct Memory {
 /// The publishers of one room.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Publishers {
-    windows: HashMap<(Arc<str>, PublisherId), Window>,
+    windows: HashMap<Key, Window>,
+}
+
+/// Whose window it is: a publisher of another user is another one.
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+struct Key {
+    user: Arc<str>,
+    publisher: PublisherId,
+}
+
+/// A [`Key`] to look with; hashed as one.
+#[derive(Clone, Copy, Hash)]
+struct KeyRef<'a> {
+    user: &'a str,
+    publisher: PublisherId,
+}
+
+impl Equivalent<Key> for KeyRef<'_> {
+    fn equivalent(&self, key: &Key) -> bool {
+        self.publisher == key.publisher && *self.user == *key.user
+    }
 }
 
 #[derive(Clone, Debug)]
@@ -82,7 +103,7 @@ impl Publishers {
     /// What to do with records of these hashes, the first of which is `seq`.
     pub(crate) fn judge(&self, user: &Arc<str>, publisher: PublisherId, seq: u64, hashes: &[u32]) -> Verdict {
         let refuse = |code, message: String| Verdict::Refused(Refused::new(code, message));
-        let Some(window) = self.windows.get(&(Arc::clone(user), publisher)) else {
+        let Some(window) = self.windows.get(&KeyRef { user, publisher }) else {
             if seq == 1 {
                 return Verdict::New;
             }
@@ -132,12 +153,15 @@ impl Publishers {
         step: u64,
         time: Time,
     ) {
-        let window = self.windows.entry((Arc::clone(user), publisher)).or_insert_with(|| Window {
-            seq: seq - 1,
-            time,
-            base: first,
-            newest: VecDeque::new(),
-        });
+        let window = match self.windows.get_mut(&KeyRef { user, publisher }) {
+            Some(window) => window,
+            None => self.windows.entry(Key { user: Arc::clone(user), publisher }).or_insert_with(|| Window {
+                seq: seq - 1,
+                time,
+                base: first,
+                newest: VecDeque::new(),
+            }),
+        };
         let known = usize::try_from((window.seq + 1).saturating_sub(seq)).unwrap_or(usize::MAX);
         window.time = window.time.max(time);
         for (index, hash) in hashes.iter().enumerate().skip(known) {
@@ -185,7 +209,7 @@ impl Publishers {
     pub(crate) fn encode_into(&self, out: &mut Vec<u8>) {
         let count = u32::try_from(self.windows.len()).expect("the number of publishers is bounded");
         encode_into(out, &count);
-        for ((user, publisher), window) in &self.windows {
+        for (Key { user, publisher }, window) in &self.windows {
             let &Window { seq, time, base, ref newest } = window;
             let newest_len = u32::try_from(newest.len()).expect("a window is bounded");
             encode_into(out, &Stored { user, publisher: *publisher, seq, time, base, newest: newest_len });
@@ -210,7 +234,7 @@ impl Publishers {
             if newest.len() as u64 > seq {
                 return Err(WireError::invalid("a publisher", "it remembers more seqs than there were"));
             }
-            windows.insert((Arc::from(user), publisher), Window { seq, time, base, newest });
+            windows.insert(Key { user: Arc::from(user), publisher }, Window { seq, time, base, newest });
         }
         Ok((Self { windows }, rest))
     }
