@@ -1,0 +1,126 @@
+//! A connection of the load generator: a socket, its driver, and what lies between them.
+
+use std::io::{ErrorKind, Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::time::{Duration, Instant};
+
+use crate::poll::Poll;
+use crate::wire::{Driver, Event, Sink, Start, Wire};
+
+/// What one read takes at most. One buffer serves all connections, so that an idle one costs nothing.
+const READ_BYTES: usize = 256 << 10;
+/// How long a server may take for a handshake or a join.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+pub(crate) struct Line {
+    stream: TcpStream,
+    pub(crate) driver: Driver,
+    /// The beginning of something that has not all come.
+    kept: Vec<u8>,
+    pub(crate) out: Vec<u8>,
+    blocked: bool,
+}
+
+/// All connections of a load, and the loop's tools.
+pub(crate) struct Lines {
+    pub(crate) poll: Poll,
+    pub(crate) lines: Vec<Line>,
+    pub(crate) ready: Vec<(usize, bool, bool)>,
+    buffer: Vec<u8>,
+}
+
+impl Lines {
+    pub(crate) fn new() -> Result<Self, String> {
+        let poll = Poll::new().map_err(|error| format!("epoll: {error}"))?;
+        Ok(Self { poll, lines: Vec::new(), ready: Vec::new(), buffer: vec![0; READ_BYTES] })
+    }
+
+    /// Opens a connection and waits until it may be used. Returns its number.
+    pub(crate) fn open(&mut self, server: SocketAddr, driver: Driver) -> Result<usize, String> {
+        let world = |error: std::io::Error| format!("connecting to {server}: {error}");
+        let stream = TcpStream::connect(server).map_err(world)?;
+        stream.set_nodelay(true).map_err(world)?;
+        stream.set_nonblocking(true).map_err(world)?;
+        let number = self.lines.len();
+        self.poll.add(&stream, number).map_err(world)?;
+        let mut line = Line { stream, driver, kept: Vec::new(), out: Vec::new(), blocked: false };
+        line.driver.open(&mut line.out);
+        self.lines.push(line);
+        self.flush(number)?;
+        self.await_event(number, "the handshake", |event| matches!(event, Event::Ready))?;
+        Ok(number)
+    }
+
+    /// Joins a room, and waits for the answer.
+    pub(crate) fn join(&mut self, number: usize, room: u32, start: Start) -> Result<(), String> {
+        let line = &mut self.lines[number];
+        line.driver.join(room, start, &mut line.out);
+        self.flush(number)?;
+        self.await_event(number, "a join", |event| matches!(event, Event::Joined))
+    }
+
+    /// Reads this connection, and no other, until an event of a kind has come.
+    fn await_event(&mut self, number: usize, what: &str, wanted: impl Fn(&Event<'_>) -> bool) -> Result<(), String> {
+        let (start, mut come) = (Instant::now(), false);
+        let mut ready = Vec::new();
+        while !come {
+            if start.elapsed() > PATIENCE {
+                return Err(format!("{what} took more than {} s", PATIENCE.as_secs()));
+            }
+            self.poll.wait(Some(Duration::from_millis(100)), &mut ready).map_err(|error| format!("epoll: {error}"))?;
+            ready.clear();
+            self.read(number, &mut |event: Event<'_>| come |= wanted(&event))?;
+            self.flush(number)?;
+        }
+        Ok(())
+    }
+
+    /// One read, and all events in it. What a driver answers at once is left in `out`.
+    #[inline]
+    pub(crate) fn read<S: Sink>(&mut self, number: usize, sink: &mut S) -> Result<(), String> {
+        let line = &mut self.lines[number];
+        let kept = line.kept.len();
+        if kept + (kept.max(READ_BYTES) >> 1) > self.buffer.len() {
+            self.buffer.resize(2 * kept + READ_BYTES, 0);
+        }
+        let bytes = match line.stream.read(&mut self.buffer[kept..]) {
+            Ok(0) => return Err("the server closed a connection".to_owned()),
+            Ok(bytes) => kept + bytes,
+            Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(()),
+            Err(error) => return Err(format!("reading from the server: {error}")),
+        };
+        self.buffer[..kept].copy_from_slice(&line.kept);
+        let done = line.driver.read(&self.buffer[..bytes], &mut line.out, sink)?;
+        line.kept.clear();
+        line.kept.extend_from_slice(&self.buffer[done..bytes]);
+        Ok(())
+    }
+
+    /// Writes what is there; true when all of it is gone. Otherwise the poll tells when there is room again.
+    #[inline]
+    pub(crate) fn flush(&mut self, number: usize) -> Result<bool, String> {
+        let line = &mut self.lines[number];
+        if line.out.is_empty() {
+            return Ok(true);
+        }
+        match line.stream.write(&line.out) {
+            Ok(taken) if taken == line.out.len() => line.out.clear(),
+            Ok(taken) => drop(line.out.drain(..taken)),
+            Err(error) if error.kind() == ErrorKind::WouldBlock => {}
+            Err(error) => return Err(format!("writing to the server: {error}")),
+        }
+        let blocked = !line.out.is_empty();
+        if blocked != line.blocked {
+            line.blocked = blocked;
+            self.poll.watch_writes(&line.stream, number, blocked).map_err(|error| format!("epoll: {error}"))?;
+        }
+        Ok(!blocked)
+    }
+
+    /// Waits for at most so long; the connections that may be read or written are in `ready` then.
+    #[inline]
+    pub(crate) fn wait(&mut self, timeout: Duration) -> Result<(), String> {
+        self.ready.clear();
+        self.poll.wait(Some(timeout), &mut self.ready).map_err(|error| format!("epoll: {error}"))
+    }
+}

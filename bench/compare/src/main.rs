@@ -1,0 +1,35 @@
+//! Roomlog, its peers and the limit of the machine, measured in one run by one load generator.
+
+mod environment;
+mod histogram;
+mod limit;
+mod line;
+mod load;
+mod options;
+mod order;
+mod payload;
+mod peers;
+mod poll;
+mod process;
+mod run;
+mod wire;
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    let arguments: Vec<_> = std::env::args().skip(1).collect();
+    let done = match arguments.split_first() {
+        Some((command, rest)) if command == "run" => options::run(rest).and_then(|options| run::run(&options)),
+        Some((command, rest)) if command == "limit" => options::limit(rest).and_then(|(port, log, sync)| {
+            limit::serve(port, log.as_deref(), sync).map_err(|error| format!("the limit program: {error}"))
+        }),
+        _ => Err(options::USAGE.to_owned()),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("{error}");
+            ExitCode::FAILURE
+        }
+    }
+}
