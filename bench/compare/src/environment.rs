@@ -20,8 +20,9 @@ pub(crate) fn environment(data: &Path) -> Result<Value, String> {
     let (sync_p50_us, sync_p99_us) = sync_us(data)?;
     Ok(json!({
         "line": "environment",
+        "command": command(),
         "started": output("date", &["-u", "+%Y-%m-%dT%H:%M:%SZ"]),
-        "commit": output("git", &["describe", "--always", "--dirty", "--exclude=*", "--abbrev=12"]),
+        "commit": output("git", &["-C", env!("CARGO_MANIFEST_DIR"), "describe", "--always", "--dirty", "--exclude=*", "--abbrev=12"]),
         "rustc": output("rustc", &["--version"]),
         "kernel": kernel.trim(),
         "cpu": model.map(|(_, model)| model.trim()),
@@ -32,6 +33,20 @@ pub(crate) fn environment(data: &Path) -> Result<Value, String> {
         "fdatasync_p50_us": sync_p50_us,
         "fdatasync_p99_us": sync_p99_us,
     }))
+}
+
+/// How this run was started; where programs lie is this machine's business.
+fn command() -> String {
+    let words = std::env::args().skip(1).scan(String::new(), |flag, word| {
+        let shown = match flag.as_str() {
+            "--peer-bin" => word.split_once('=').map_or("", |(name, _)| name).to_owned() + "=...",
+            "--data" | "--out" => "...".to_owned(),
+            _ => word.clone(),
+        };
+        *flag = word;
+        Some(shown)
+    });
+    format!("roomlog-compare {}", words.collect::<Vec<_>>().join(" "))
 }
 
 /// p50 and p99 of fdatasync after each 142 bytes, on a file that grows.

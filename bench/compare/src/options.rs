@@ -7,6 +7,8 @@ use crate::peers::PEERS;
 
 pub(crate) const USAGE: &str = "\
 roomlog-compare run [--quick | --full] [OPTIONS]   measures and appends raw lines
+roomlog-compare report          makes docs/performance.md of all raw lines
+roomlog-compare goals FILE     what a file of raw lines says of the goals
 roomlog-compare limit --port P [--log FILE] [--no-sync]   the limit program, started by `run`
 
 Options of run:
@@ -20,7 +22,6 @@ Options of run:
   --port P              the first port to use";
 
 pub(crate) struct Options {
-    pub(crate) full: bool,
     pub(crate) workloads: Vec<String>,
     pub(crate) peers: Vec<String>,
     pub(crate) rounds: usize,
@@ -37,7 +38,6 @@ pub(crate) fn run(arguments: &[String]) -> Result<Options, String> {
     let full = arguments.iter().any(|argument| argument == "--full");
     let own = std::env::current_exe().map_err(|error| format!("this program's place: {error}"))?;
     let mut options = Options {
-        full,
         workloads: crate::run::WORKLOADS.iter().map(|name| (*name).to_owned()).collect(),
         peers: PEERS.iter().map(|peer| peer.name.to_owned()).collect(),
         rounds: if full { 5 } else { 2 },
