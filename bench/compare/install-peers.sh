@@ -24,8 +24,8 @@ debian() {
 }
 
 node() {
-    cp "$here/socketio/server.js" "$here/socketio/package.json" "$peers/"
-    (cd "$peers" && npm install --no-audit --no-fund --ignore-scripts)
+    cp "$here/socketio/server.js" "$here/socketio/package.json" "$here/socketio/package-lock.json" "$peers/"
+    (cd "$peers" && npm ci --no-audit --no-fund --ignore-scripts)
 }
 
 rumqttd() {

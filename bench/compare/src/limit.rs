@@ -11,7 +11,7 @@ use std::net::{TcpListener, TcpStream};
 use std::path::Path;
 
 use crate::poll::Poll;
-use crate::wire::raw::{ANSWER, APPEND, HEAD_BYTES, Head, JOIN, JOINED, PUBLISH};
+use crate::wire::raw::{ANSWER, APPEND, HEAD_BYTES, Head, JOIN, JOINED, LAST, PUBLISH, REPLAY};
 
 const READ_BYTES: usize = 256 << 10;
 const LISTENER: usize = usize::MAX;
@@ -24,6 +24,8 @@ struct Peer {
     out: Vec<u8>,
     /// Appends of this turn.
     appended: usize,
+    /// What of the file is to be sent: from, to.
+    replay: Option<(u64, u64)>,
 }
 
 struct Limit {
@@ -35,6 +37,9 @@ struct Limit {
     log: Option<(File, bool)>,
     appended: Vec<u8>,
     appenders: Vec<usize>,
+    /// Of the file, and of a frame in it: all are of one size where that matters.
+    log_bytes: u64,
+    frame_bytes: u64,
 }
 
 /// Serves for ever. With a file, appends go there; `sync` before they are acknowledged.
@@ -45,7 +50,8 @@ pub(crate) fn serve(port: u16, log: Option<&Path>, sync: bool) -> io::Result<()>
     listener.set_nonblocking(true)?;
     let poll = Poll::new()?;
     poll.add(&listener, LISTENER)?;
-    let log = log.map(|path| File::options().create(true).append(true).open(path)).transpose()?;
+    let log = log.map(|path| File::options().create(true).read(true).append(true).open(path)).transpose()?;
+    let log_bytes = log.as_ref().map_or(Ok(0), |file| file.metadata().map(|metadata| metadata.len()))?;
     let mut limit = Limit {
         poll,
         peers: HashMap::new(),
@@ -54,6 +60,8 @@ pub(crate) fn serve(port: u16, log: Option<&Path>, sync: bool) -> io::Result<()>
         log: log.map(|file| (file, sync)),
         appended: Vec::new(),
         appenders: Vec::new(),
+        log_bytes,
+        frame_bytes: 0,
     };
     let (mut ready, mut buffer, mut connections) = (Vec::new(), vec![0; READ_BYTES], 0);
     loop {
@@ -64,13 +72,14 @@ pub(crate) fn serve(port: u16, log: Option<&Path>, sync: bool) -> io::Result<()>
                     stream.set_nonblocking(true)?;
                     stream.set_nodelay(true)?;
                     limit.poll.add(&stream, connections)?;
-                    limit.peers.insert(connections, Peer { stream, partial: Vec::new(), out: Vec::new(), appended: 0 });
+                    limit.peers.insert(connections, Peer { stream, partial: Vec::new(), out: Vec::new(), appended: 0, replay: None });
                     connections += 1;
                 }
                 continue;
             }
             if writable {
                 limit.send(number, &[])?;
+                limit.replay(number)?;
             }
             if readable && !limit.read(number, &mut buffer)? {
                 limit.gone(number)?;
@@ -130,8 +139,16 @@ impl Limit {
                         }
                         peer.appended += 1;
                     }
+                    self.frame_bytes = (HEAD_BYTES + head.bytes) as u64;
                 }
                 PUBLISH => {}
+                REPLAY | LAST => {
+                    let back = if head.kind == LAST { u64::from(head.room) * self.frame_bytes } else { self.log_bytes };
+                    if let Some(peer) = self.peers.get_mut(&number) {
+                        peer.replay = Some((self.log_bytes - back.min(self.log_bytes), self.log_bytes));
+                    }
+                    self.replay(number)?;
+                }
                 kind => return Err(io::Error::other(format!("a frame of kind {kind}"))),
             }
             at += HEAD_BYTES + head.bytes;
@@ -152,6 +169,7 @@ impl Limit {
             if *sync {
                 file.sync_data()?;
             }
+            self.log_bytes += self.appended.len() as u64;
         }
         self.appended.clear();
         let mut answers = Vec::new();
@@ -210,6 +228,27 @@ impl Limit {
             self.poll.watch_writes(&peer.stream, number, !waiting)?;
         }
         Ok(())
+    }
+
+    /// Sends from the file without looking at it, as much as the socket takes.
+    fn replay(&mut self, number: usize) -> io::Result<()> {
+        let (Some(peer), Some((file, _))) = (self.peers.get_mut(&number), &self.log) else { return Ok(()) };
+        let Some((mut from, to)) = peer.replay else { return Ok(()) };
+        while from < to {
+            let left = (to - from) as usize;
+            match rustix::fs::sendfile(&peer.stream, file, Some(&mut from), left) {
+                Ok(0) => break,
+                Ok(_) => {}
+                Err(rustix::io::Errno::AGAIN) => {
+                    peer.replay = Some((from, to));
+                    return self.poll.watch_writes(&peer.stream, number, true);
+                }
+                // The read will find out.
+                Err(_) => break,
+            }
+        }
+        peer.replay = None;
+        self.poll.watch_writes(&peer.stream, number, false)
     }
 
     fn gone(&mut self, number: usize) -> io::Result<()> {

@@ -51,11 +51,21 @@ impl Lines {
         Ok(number)
     }
 
-    /// Joins a room, and waits for the answer.
-    pub(crate) fn join(&mut self, number: usize, room: u32, start: Start) -> Result<(), String> {
+    /// Asks for a room, and does not wait for anything.
+    pub(crate) fn ask(&mut self, number: usize, room: u32, start: Start) -> Result<(), String> {
         let line = &mut self.lines[number];
         line.driver.join(room, start, &mut line.out);
-        self.flush(number)?;
+        self.flush(number).map(drop)
+    }
+
+    /// This connection is not looked at any more, but stays.
+    pub(crate) fn forget(&mut self, number: usize) -> Result<(), String> {
+        self.poll.remove(&self.lines[number].stream).map_err(|error| format!("epoll: {error}"))
+    }
+
+    /// Joins a room, and waits for the answer.
+    pub(crate) fn join(&mut self, number: usize, room: u32, start: Start) -> Result<(), String> {
+        self.ask(number, room, start)?;
         self.await_event(number, "a join", |event| matches!(event, Event::Joined))
     }
 

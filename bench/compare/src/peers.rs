@@ -1,14 +1,14 @@
 //! The systems that are compared: how each is started, and what its acknowledgement means.
 
 use std::fs::{self, File};
-use std::io::Write as _;
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use crate::wire::{Driver, Raw, Redis, Roomlog};
+use crate::load::Target;
+use crate::wire::{Driver, Mqtt, Nats, Raw, Redis, Roomlog, SocketIo};
 
 /// How long a server may take to listen, and to end.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -50,6 +50,8 @@ pub(crate) struct Peer {
     /// How it is used for fan-out, and for what is kept; `None` where it does not take part.
     pub(crate) fanout: Option<Durability>,
     pub(crate) kept: Option<Durability>,
+    /// Whether what it keeps can be read from the beginning by our driver.
+    pub(crate) replays: bool,
     kind: Kind,
 }
 
@@ -58,6 +60,11 @@ enum Kind {
     Limit,
     Roomlog { durability: Option<&'static str> },
     Redis { sync: &'static str },
+    Nats,
+    JetStream { sync: Option<&'static str> },
+    Mosquitto,
+    Rumqttd,
+    SocketIo,
 }
 
 pub(crate) const PEERS: &[Peer] = &[
@@ -67,6 +74,7 @@ pub(crate) const PEERS: &[Peer] = &[
         places: &[],
         fanout: Some(Durability::Memory),
         kept: Some(Durability::Disk),
+        replays: true,
         kind: Kind::Limit,
     },
     Peer {
@@ -75,6 +83,7 @@ pub(crate) const PEERS: &[Peer] = &[
         places: &["target/release/roomlog"],
         fanout: Some(Durability::Disk),
         kept: Some(Durability::Disk),
+        replays: true,
         kind: Kind::Roomlog { durability: None },
     },
     Peer {
@@ -83,6 +92,7 @@ pub(crate) const PEERS: &[Peer] = &[
         places: &["target/release/roomlog"],
         fanout: Some(Durability::Kernel),
         kept: Some(Durability::Kernel),
+        replays: false,
         kind: Kind::Roomlog { durability: Some("os") },
     },
     Peer {
@@ -91,6 +101,7 @@ pub(crate) const PEERS: &[Peer] = &[
         places: &["/usr/bin/redis-server"],
         fanout: Some(Durability::Memory),
         kept: Some(Durability::Disk),
+        replays: true,
         kind: Kind::Redis { sync: "always" },
     },
     Peer {
@@ -99,9 +110,67 @@ pub(crate) const PEERS: &[Peer] = &[
         places: &["/usr/bin/redis-server"],
         fanout: None,
         kept: Some(Durability::Kernel),
+        replays: false,
         kind: Kind::Redis { sync: "everysec" },
     },
+    Peer {
+        name: "nats",
+        program: "nats-server",
+        places: &["/usr/sbin/nats-server"],
+        fanout: Some(Durability::Memory),
+        kept: None,
+        replays: false,
+        kind: Kind::Nats,
+    },
+    Peer {
+        name: "jetstream",
+        program: "nats-server",
+        places: &["/usr/sbin/nats-server"],
+        fanout: None,
+        kept: Some(Durability::Kernel),
+        replays: false,
+        kind: Kind::JetStream { sync: None },
+    },
+    Peer {
+        name: "jetstream-always",
+        program: "nats-server",
+        places: &["/usr/sbin/nats-server"],
+        fanout: None,
+        kept: Some(Durability::Disk),
+        replays: false,
+        kind: Kind::JetStream { sync: Some("always") },
+    },
+    Peer {
+        name: "mosquitto",
+        program: "mosquitto",
+        places: &["/usr/sbin/mosquitto"],
+        fanout: Some(Durability::Memory),
+        kept: Some(Durability::Memory),
+        replays: false,
+        kind: Kind::Mosquitto,
+    },
+    Peer {
+        name: "rumqttd",
+        program: "rumqttd",
+        places: &[concat!(env!("CARGO_MANIFEST_DIR"), "/peers/bin/rumqttd")],
+        fanout: Some(Durability::Memory),
+        kept: Some(Durability::Memory),
+        replays: false,
+        kind: Kind::Rumqttd,
+    },
+    Peer {
+        name: "socketio",
+        program: "node",
+        places: &["/usr/bin/node"],
+        fanout: Some(Durability::Memory),
+        kept: None,
+        replays: false,
+        kind: Kind::SocketIo,
+    },
 ];
+
+/// Where `install-peers.sh` puts Socket.IO.
+const SOCKETIO: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/peers/server.js");
 
 impl Peer {
     pub(crate) fn named(name: &str) -> Option<&'static Self> {
@@ -115,15 +184,27 @@ impl Peer {
         }
     }
 
-    /// The program: as given, beside this one, on the search path, or where packages put it.
-    pub(crate) fn find(&self, given: &[(String, PathBuf)]) -> Option<PathBuf> {
-        let own = std::env::current_exe().ok()?;
+    /// The program: as given, beside this one, on the search path, or where packages put it. The error says why the
+    /// peer is missing.
+    pub(crate) fn find(&self, given: &[(String, PathBuf)]) -> Result<PathBuf, String> {
+        let own = std::env::current_exe().map_err(|error| format!("this program's place: {error}"))?;
         if self.program.is_empty() {
-            return Some(own);
+            return Ok(own);
         }
-        if let Some((_, path)) = given.iter().find(|(name, _)| name == self.program || name == self.name) {
-            return Some(path.clone());
+        // The peer's own name goes before that of a program that several peers share.
+        let named = |wanted: &str| given.iter().find(|(name, _)| name == wanted).map(|(_, path)| path.clone());
+        let found = named(self.name).or_else(|| named(self.program)).or_else(|| self.installed(&own));
+        let found = found.ok_or_else(|| format!("{} is not installed", self.program))?;
+        match self.kind {
+            Kind::SocketIo if !Path::new(SOCKETIO).is_file() => Err("socket.io is not installed".to_owned()),
+            Kind::JetStream { sync: Some(_) } if !self.accepts(&found) => {
+                Err("this nats-server does not know sync_interval: always".to_owned())
+            }
+            _ => Ok(found),
         }
+    }
+
+    fn installed(&self, own: &Path) -> Option<PathBuf> {
         let path = std::env::var_os("PATH").unwrap_or_default();
         let mut places = vec![own.with_file_name(self.program)];
         places.extend(self.places.iter().map(PathBuf::from));
@@ -131,14 +212,55 @@ impl Peer {
         places.into_iter().find(|place| place.is_file())
     }
 
+    /// Whether the server takes its configuration.
+    fn accepts(&self, program: &Path) -> bool {
+        let directory = std::env::temp_dir().join(format!("roomlog-compare-{}", std::process::id()));
+        let accepts = fs::create_dir_all(&directory).and_then(|()| self.configure(0, &directory)).and_then(|()| {
+            let mut command = Command::new(program);
+            command.args(["-t", "-c", "conf"]).current_dir(&directory).stdout(Stdio::null()).stderr(Stdio::null());
+            command.status()
+        });
+        let _ = fs::remove_dir_all(&directory);
+        accepts.is_ok_and(|status| status.success())
+    }
+
+    /// Writes the configuration file of those that need one.
+    fn configure(&self, port: u16, directory: &Path) -> std::io::Result<()> {
+        let text = match self.kind {
+            Kind::Nats => format!("listen: 127.0.0.1:{port}\nmax_connections: 100000\n"),
+            Kind::JetStream { sync } => {
+                let sync = sync.map(|sync| format!(", sync_interval: {sync}")).unwrap_or_default();
+                format!("listen: 127.0.0.1:{port}\njetstream {{ store_dir: js{sync} }}\n")
+            }
+            Kind::Mosquitto => format!(
+                "listener {port} 127.0.0.1\nallow_anonymous true\npersistence false\nmax_queued_messages 0\n\
+                 max_inflight_messages 0\nset_tcp_nodelay true\n"
+            ),
+            // The file that it ships, with another port and nothing for other listeners.
+            Kind::Rumqttd => format!(
+                "id = 0\n[router]\nid = 0\nmax_connections = 20000\nmax_outgoing_packet_count = 200\n\
+                 max_segment_size = 104857600\nmax_segment_count = 10\n[v4.1]\nname = \"v4-1\"\n\
+                 listen = \"127.0.0.1:{port}\"\nnext_connection_delay_ms = 0\n[v4.1.connections]\n\
+                 connection_timeout_ms = 60000\nmax_payload_size = 20480\nmax_inflight_count = 500\ndynamic_filters = true\n"
+            ),
+            _ => return Ok(()),
+        };
+        fs::write(directory.join("conf"), text)
+    }
+
     /// A driver for a new connection.
     pub(crate) fn driver(&self) -> Driver {
         /// Publishers are told apart by it.
         static NEXT: AtomicU64 = AtomicU64::new(1);
+        let id = NEXT.fetch_add(1, Ordering::Relaxed);
         match self.kind {
             Kind::Limit => Driver::Raw(Raw::new()),
-            Kind::Roomlog { .. } => Driver::Roomlog(Roomlog::new(NEXT.fetch_add(1, Ordering::Relaxed))),
+            Kind::Roomlog { .. } => Driver::Roomlog(Roomlog::new(id)),
             Kind::Redis { .. } => Driver::Redis(Redis::new()),
+            Kind::Nats => Driver::Nats(Nats::core()),
+            Kind::JetStream { .. } => Driver::Nats(Nats::jetstream(id)),
+            Kind::Mosquitto | Kind::Rumqttd => Driver::Mqtt(Mqtt::new(id)),
+            Kind::SocketIo => Driver::SocketIo(SocketIo::new()),
         }
     }
 
@@ -165,6 +287,8 @@ impl Peer {
                     command.args(["--appendonly", "yes", "--appendfsync", sync]);
                 }
             }
+            Kind::Nats | Kind::JetStream { .. } | Kind::Mosquitto | Kind::Rumqttd => drop(command.args(["-c", "conf"])),
+            Kind::SocketIo => drop(command.args([SOCKETIO, &port_text])),
         }
         command.current_dir(directory);
         command
@@ -173,74 +297,122 @@ impl Peer {
 
 /// A running server, in a directory of its own that goes with it.
 pub(crate) struct Server {
-    child: Child,
-    pub(crate) address: SocketAddr,
+    peer: &'static Peer,
+    program: PathBuf,
+    port: u16,
+    role: Role,
+    child: Option<Child>,
     pub(crate) command: String,
     directory: PathBuf,
 }
 
 impl Server {
-    /// Starts a peer and waits until it listens.
-    pub(crate) fn start(peer: &Peer, program: &Path, port: u16, role: Role, data: &Path) -> Result<Self, String> {
-        let address = SocketAddr::from(([127, 0, 0, 1], port));
-        drop(TcpListener::bind(address).map_err(|error| format!("port {port} is not free: {error}"))?);
+    /// Starts a peer on an empty directory and waits until it listens.
+    pub(crate) fn start(
+        peer: &'static Peer,
+        program: &Path,
+        port: u16,
+        role: Role,
+        data: &Path,
+    ) -> Result<Self, String> {
         let directory = data.join(peer.name);
         let world = |what: &str, error: std::io::Error| format!("{}: {what}: {error}", peer.name);
         if directory.exists() {
             fs::remove_dir_all(&directory).map_err(|error| world("removing old data", error))?;
         }
         fs::create_dir_all(&directory).map_err(|error| world("making its directory", error))?;
-        let program = std::path::absolute(program).map_err(|error| world(&program.display().to_string(), error))?;
-        let mut command = peer.command(&program, port, role, &directory);
-        let output = File::create(directory.join("output")).map_err(|error| world("its output", error))?;
-        let errors = output.try_clone().map_err(|error| world("its output", error))?;
-        let text = words(&command);
-        command.stdin(Stdio::null()).stdout(output).stderr(errors);
-        let child = command.spawn().map_err(|error| world("starting it", error))?;
-        let mut server = Self { child, address, command: text, directory };
-        let start = Instant::now();
-        while TcpStream::connect(address).is_err() {
-            if let Ok(Some(status)) = server.child.try_wait() {
-                return Err(format!("{} ended at once, {status}: {}", peer.name, server.output()));
-            }
-            if start.elapsed() > PATIENCE {
-                return Err(format!("{} does not listen on {address}: {}", peer.name, server.output()));
-            }
-            std::thread::sleep(Duration::from_millis(10));
-        }
+        peer.configure(port, &directory).map_err(|error| world("its configuration", error))?;
+        let program = std::path::absolute(program).map_err(|error| world("its program", error))?;
+        let mut server = Self { peer, program, port, role, child: None, command: String::new(), directory };
+        server.spawn()?;
         Ok(server)
     }
 
-    pub(crate) fn pid(&self) -> u32 {
-        self.child.id()
+    fn spawn(&mut self) -> Result<(), String> {
+        let (name, port) = (self.peer.name, self.port);
+        let world = |what: &str, error: std::io::Error| format!("{name}: {what}: {error}");
+        let address = self.address();
+        drop(TcpListener::bind(address).map_err(|error| format!("port {port} is not free: {error}"))?);
+        let mut command = self.peer.command(&self.program, port, self.role, &self.directory);
+        let output = File::create(self.directory.join("output")).map_err(|error| world("its output", error))?;
+        let errors = output.try_clone().map_err(|error| world("its output", error))?;
+        self.command = words(&command);
+        command.stdin(Stdio::null()).stdout(output).stderr(errors);
+        self.child = Some(command.spawn().map_err(|error| world("starting it", error))?);
+        let start = Instant::now();
+        while TcpStream::connect(address).is_err() {
+            if let Some(Ok(Some(status))) = self.child.as_mut().map(Child::try_wait) {
+                return Err(format!("{name} ended at once, {status}: {}", self.output()));
+            }
+            if start.elapsed() > PATIENCE {
+                return Err(format!("{name} does not listen on {address}: {}", self.output()));
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        Ok(())
+    }
+
+    /// Stops it, drops its files from the page cache, and starts it on what it has kept.
+    pub(crate) fn restart_cold(&mut self) -> Result<(), String> {
+        self.stop();
+        uncache(&self.directory).map_err(|error| format!("{}: {error}", self.directory.display()))?;
+        self.spawn()
+    }
+
+    pub(crate) fn target(&self) -> Target {
+        let pid = self.child.as_ref().map_or(0, Child::id);
+        Target { address: self.address(), pid, peer: self.peer }
+    }
+
+    fn address(&self) -> SocketAddr {
+        SocketAddr::from(([127, 0, 0, 1], self.port))
     }
 
     /// The last lines that it wrote.
     pub(crate) fn output(&self) -> String {
         let text = fs::read_to_string(self.directory.join("output")).unwrap_or_default();
         let lines: Vec<_> = text.lines().collect();
-        lines[lines.len().saturating_sub(5)..].join(" | ")
+        lines[lines.len().saturating_sub(5)..].join(" / ")
+    }
+
+    fn stop(&mut self) {
+        let Some(mut child) = self.child.take() else { return };
+        // Asked first, so that it can close its files.
+        let _ = rustix::process::kill_process(rustix::process::Pid::from_child(&child), rustix::process::Signal::TERM);
+        let start = Instant::now();
+        while matches!(child.try_wait(), Ok(None)) {
+            if start.elapsed() > PATIENCE {
+                let _ = child.kill();
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
     }
 }
 
 impl Drop for Server {
     fn drop(&mut self) {
-        let pid = rustix::process::Pid::from_child(&self.child);
-        // Asked first, so that it can close its files; what it has is thrown away in any case.
-        let _ = rustix::process::kill_process(pid, rustix::process::Signal::TERM);
-        let start = Instant::now();
-        while matches!(self.child.try_wait(), Ok(None)) {
-            if start.elapsed() > PATIENCE {
-                drop(self.child.kill());
-            }
-            std::thread::sleep(Duration::from_millis(5));
-        }
+        self.stop();
         if let Err(error) = fs::remove_dir_all(&self.directory) {
-            drop(writeln!(std::io::stderr(), "{}: {error}", self.directory.display()));
+            eprintln!("{}: {error}", self.directory.display());
         }
     }
 }
 
+/// Drops all files of a directory from the page cache: only these, so that it needs no rights and disturbs nobody.
+fn uncache(directory: &Path) -> std::io::Result<()> {
+    for entry in fs::read_dir(directory)? {
+        let path = entry?.path();
+        if path.is_dir() {
+            uncache(&path)?;
+        } else if path.is_file() {
+            let file = File::open(&path)?;
+            // What is not on the disk yet cannot be dropped.
+            file.sync_all()?;
+            rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed)?;
+        }
+    }
+    Ok(())
+}
 /// A command as text: its settings, the program's name without its directory, the arguments.
 fn words(command: &Command) -> String {
     let settings = command
@@ -249,7 +421,11 @@ fn words(command: &Command) -> String {
     let program = Path::new(command.get_program()).file_name().unwrap_or_default().to_string_lossy().into_owned();
     let arguments = command.get_args().map(|argument| {
         let argument = argument.to_string_lossy();
-        if argument.is_empty() { "\"\"".to_owned() } else { argument.into_owned() }
+        match (argument.is_empty(), argument.strip_prefix(concat!(env!("CARGO_MANIFEST_DIR"), "/"))) {
+            (true, _) => "\"\"".to_owned(),
+            (_, Some(inside)) => inside.to_owned(),
+            _ => argument.into_owned(),
+        }
     });
     settings.chain([program]).chain(arguments).collect::<Vec<_>>().join(" ")
 }

@@ -31,10 +31,10 @@ pub(crate) struct Measured {
 }
 
 /// One run, over connections of its own.
-pub(crate) fn run(target: &Target<'_>, shape: Shape, times: Times) -> Result<Measured, String> {
+pub(crate) fn run(target: &Target, shape: Shape, times: Times) -> Result<Measured, String> {
     let mut lines = Lines::new()?;
     for _ in 0..shape.connections {
-        lines.open(target.address, (target.driver)())?;
+        lines.open(target.address, target.peer.driver())?;
     }
     let mut payload = Payload::new(shape.payload_bytes);
     let mut latency = Histogram::new();

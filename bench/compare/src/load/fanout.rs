@@ -44,8 +44,8 @@ pub(crate) struct Measured {
     pub(crate) foreign: u64,
 }
 
-pub(crate) struct Fanout<'a> {
-    target: &'a Target<'a>,
+pub(crate) struct Fanout {
+    target: Target,
     shape: Shape,
     lines: Lines,
     /// The first connections are the subscribers', in the order of their rooms.
@@ -59,17 +59,17 @@ pub(crate) struct Fanout<'a> {
     clock: Instant,
 }
 
-impl<'a> Fanout<'a> {
-    pub(crate) fn open(target: &'a Target<'a>, shape: Shape) -> Result<Self, String> {
+impl Fanout {
+    pub(crate) fn open(target: Target, shape: Shape) -> Result<Self, String> {
         let mut lines = Lines::new()?;
         for room in 0..shape.rooms {
             for _ in 0..shape.subscribers_per_room {
-                let number = lines.open(target.address, (target.driver)())?;
+                let number = lines.open(target.address, target.peer.driver())?;
                 lines.join(number, room, Start::New)?;
             }
         }
         for _ in 0..shape.publishers {
-            lines.open(target.address, (target.driver)())?;
+            lines.open(target.address, target.peer.driver())?;
         }
         let readers = (0..shape.rooms * shape.subscribers_per_room).map(|_| Order::default()).collect();
         Ok(Self {
@@ -84,6 +84,18 @@ impl<'a> Fanout<'a> {
             delivered: 0,
             clock: Instant::now(),
         })
+    }
+
+    /// Adds a subscriber of the first room that never reads again.
+    pub(crate) fn stall(&mut self) -> Result<(), String> {
+        let number = self.lines.open(self.target.address, self.target.peer.driver())?;
+        self.lines.join(number, 0, Start::New)?;
+        self.lines.forget(number)
+    }
+
+    /// Lets the subscriber that does not read go.
+    pub(crate) fn unstall(&mut self) {
+        self.lines.lines.pop();
     }
 
     /// Publishes and measures; at the end everything on its way is waited for.
@@ -206,7 +218,10 @@ impl<'a> Fanout<'a> {
             Mode::Window(window) => {
                 let in_flight = self.published - self.delivered / fan;
                 // Whole batches, or all of a small window that is free.
-                let batch = BATCH.min((window / 2).max(1) as usize);
+                // With many rooms: one message to each room of a publisher.
+                let of_publisher = (self.shape.rooms / self.shape.publishers) as usize;
+                let most = if of_publisher > 1 { of_publisher } else { BATCH };
+                let batch = most.min((window / 2).max(1) as usize);
                 let mut free = window.saturating_sub(in_flight) as usize;
                 for _ in 0..self.shape.publishers {
                     if free < batch || !self.publish(batch, payload, None)? {
@@ -235,11 +250,14 @@ impl<'a> Fanout<'a> {
         if self.unanswered[publisher] + count > line.driver.unanswered_max() || !line.out.is_empty() {
             return Ok(false);
         }
+        // Written singly, a publisher goes round its rooms; written in batches, each batch goes round.
+        let due_ns_given = due_ns.is_some();
         let due_ns = due_ns.unwrap_or_else(|| self.clock.elapsed().as_nanos() as u64);
         let rooms = self.shape.rooms as usize;
-        let mine = rooms.div_ceil(publishers);
+        let mine = (rooms / publishers).max(1);
         for index in 0..count {
-            let room = (publisher + ((self.turn / publishers + index) % mine) * publishers) % rooms;
+            let step = if due_ns_given { self.turn / publishers } else { index };
+            let room = (publisher + step % mine * publishers) % rooms;
             let seq = self.next[room];
             self.next[room] += 1;
             line.driver.publish(room as u32, payload.write(seq, due_ns), &mut line.out);

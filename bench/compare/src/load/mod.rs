@@ -2,19 +2,21 @@
 
 pub(crate) mod durable;
 pub(crate) mod fanout;
+pub(crate) mod idle;
+pub(crate) mod replay;
 
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
+use crate::peers::Peer;
 use crate::process;
-use crate::wire::Driver;
 
 /// The server under load.
-pub(crate) struct Target<'a> {
+#[derive(Clone, Copy)]
+pub(crate) struct Target {
     pub(crate) address: SocketAddr,
     pub(crate) pid: u32,
-    /// A driver for a new connection.
-    pub(crate) driver: &'a dyn Fn() -> Driver,
+    pub(crate) peer: &'static Peer,
 }
 
 /// How long a part of a load takes.

@@ -1,13 +1,19 @@
 //! Drivers: they turn intents into bytes and bytes into events, and know nothing of sockets or of the load.
 
+mod mqtt;
+mod nats;
 pub(crate) mod raw;
 mod redis;
 mod roomlog;
+mod socketio;
 mod websocket;
 
+pub(crate) use mqtt::Mqtt;
+pub(crate) use nats::Nats;
 pub(crate) use raw::Raw;
 pub(crate) use redis::Redis;
 pub(crate) use roomlog::Roomlog;
+pub(crate) use socketio::SocketIo;
 
 /// What came from a server.
 pub(crate) enum Event<'a> {
@@ -38,6 +44,10 @@ impl<F: FnMut(Event<'_>)> Sink for F {
 pub(crate) enum Start {
     /// What comes from now on.
     New,
+    /// Everything that is kept. No `Event::Joined` is promised.
+    Earliest,
+    /// The last so many, in any order. No `Event::Joined` is promised.
+    Last(u32),
 }
 
 /// One connection's protocol.
@@ -92,7 +102,7 @@ macro_rules! drivers {
     };
 }
 
-drivers!(Raw, Redis, Roomlog);
+drivers!(Raw, Redis, Roomlog, Nats, Mqtt, SocketIo);
 
 #[cfg(test)]
 mod tests;

@@ -12,6 +12,10 @@ pub(crate) const APPEND: u8 = 2;
 pub(crate) const JOIN: u8 = 3;
 pub(crate) const ANSWER: u8 = 4;
 pub(crate) const JOINED: u8 = 5;
+/// The file, from its beginning.
+pub(crate) const REPLAY: u8 = 6;
+/// The last frames of the file, as many as the room's number says.
+pub(crate) const LAST: u8 = 7;
 
 /// A frame's head.
 #[derive(Clone, Copy)]
@@ -54,8 +58,12 @@ impl Wire for Raw {
     }
 
     fn join(&mut self, room: u32, start: Start, out: &mut Vec<u8>) {
-        let Start::New = start;
-        Head { bytes: 0, kind: JOIN, room }.write(out);
+        let (kind, room) = match start {
+            Start::New => (JOIN, room),
+            Start::Earliest => (REPLAY, room),
+            Start::Last(count) => (LAST, count),
+        };
+        Head { bytes: 0, kind, room }.write(out);
     }
 
     fn publish(&mut self, room: u32, payload: &[u8], out: &mut Vec<u8>) {
@@ -76,7 +84,7 @@ impl Wire for Raw {
                 break;
             }
             match head.kind {
-                PUBLISH => sink.event(Event::Delivered(&input[start..end])),
+                PUBLISH | APPEND => sink.event(Event::Delivered(&input[start..end])),
                 ANSWER if !self.ready => {
                     self.ready = true;
                     sink.event(Event::Ready);

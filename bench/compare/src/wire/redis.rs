@@ -4,13 +4,25 @@ use std::io::Write as _;
 
 use super::{Event, Sink, Start, Wire};
 
+/// Entries that one XRANGE asks for.
+const PAGE: u32 = 1000;
+
 pub(crate) struct Redis {
     ready: bool,
+    replay: Option<Replay>,
+}
+
+/// A stream is read page by page: Redis sends no more than what it is asked for.
+struct Replay {
+    room: u32,
+    /// Whether another page follows this one.
+    more: bool,
+    entries_left: usize,
 }
 
 impl Redis {
     pub(crate) fn new() -> Self {
-        Self { ready: false }
+        Self { ready: false, replay: None }
     }
 }
 
@@ -29,9 +41,23 @@ impl Wire for Redis {
     }
 
     fn join(&mut self, room: u32, start: Start, out: &mut Vec<u8>) {
-        let Start::New = start;
-        out.extend_from_slice(b"*2\r\n$9\r\nSUBSCRIBE\r\n");
-        name(room, out);
+        match start {
+            Start::New => {
+                out.extend_from_slice(b"*2\r\n$9\r\nSUBSCRIBE\r\n");
+                name(room, out);
+            }
+            Start::Earliest => {
+                self.replay = Some(Replay { room, more: true, entries_left: 0 });
+                page(room, b"-", out);
+            }
+            Start::Last(count) => {
+                self.replay = Some(Replay { room, more: false, entries_left: 0 });
+                out.extend_from_slice(b"*6\r\n$9\r\nXREVRANGE\r\n");
+                name(room, out);
+                out.extend_from_slice(b"$1\r\n+\r\n$1\r\n-\r\n$5\r\nCOUNT\r\n");
+                bulk(count.to_string().as_bytes(), out);
+            }
+        }
     }
 
     fn publish(&mut self, room: u32, payload: &[u8], out: &mut Vec<u8>) {
@@ -47,7 +73,10 @@ impl Wire for Redis {
         bulk(payload, out);
     }
 
-    fn read<S: Sink>(&mut self, input: &[u8], _out: &mut Vec<u8>, sink: &mut S) -> Result<usize, String> {
+    fn read<S: Sink>(&mut self, input: &[u8], out: &mut Vec<u8>, sink: &mut S) -> Result<usize, String> {
+        if let Some(replay) = &mut self.replay {
+            return replay.read(input, out, sink);
+        }
         let mut done = 0;
         while let Some((value, mut at)) = value(&input[done..])? {
             at += done;
@@ -76,6 +105,46 @@ impl Wire for Redis {
         }
         Ok(done)
     }
+}
+
+impl Replay {
+    fn read<S: Sink>(&mut self, input: &[u8], out: &mut Vec<u8>, sink: &mut S) -> Result<usize, String> {
+        let mut done = 0;
+        loop {
+            if self.entries_left == 0 {
+                let Some((head, bytes)) = value(&input[done..])? else { return Ok(done) };
+                let Value::Array(entries) = head else { return Err("Redis sent no page".to_owned()) };
+                (self.entries_left, done) = (entries, done + bytes);
+                if entries == 0 {
+                    return Ok(done);
+                }
+            }
+            // An entry: [id, [name, payload]].
+            let (mut at, mut id, mut payload): (_, &[u8], &[u8]) = (done, b"", b"");
+            for _ in 0..5 {
+                let Some((part, bytes)) = value(&input[at..])? else { return Ok(done) };
+                if let Value::Bulk(bulk) = part {
+                    (id, payload) = (if id.is_empty() { bulk } else { id }, bulk);
+                }
+                at += bytes;
+            }
+            sink.event(Event::Delivered(payload));
+            done = at;
+            self.entries_left -= 1;
+            if self.entries_left == 0 && self.more {
+                page(self.room, &[b"(", id].concat(), out);
+            }
+        }
+    }
+}
+
+/// Asks for the entries from a place on.
+fn page(room: u32, from: &[u8], out: &mut Vec<u8>) {
+    out.extend_from_slice(b"*6\r\n$6\r\nXRANGE\r\n");
+    name(room, out);
+    bulk(from, out);
+    out.extend_from_slice(b"$1\r\n+\r\n$5\r\nCOUNT\r\n");
+    bulk(PAGE.to_string().as_bytes(), out);
 }
 
 fn name(room: u32, out: &mut Vec<u8>) {

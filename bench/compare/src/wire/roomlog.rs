@@ -75,6 +75,11 @@ impl Wire for Roomlog {
         text(&format!("room{room}"), &mut body);
         match start {
             Start::New => body.push(0),
+            Start::Earliest => body.push(1),
+            Start::Last(count) => {
+                body.push(2);
+                uint(u64::from(count), &mut body);
+            }
         }
         // No bound of credit; records, and nothing else.
         body.extend_from_slice(&[0, 1, 0, 0, 0]);
