@@ -69,9 +69,11 @@ impl Goal {
         let (_, rounds) = run.cells.iter().find(|(cell, _)| fits(cell))?;
         let numbers = rounds.values().flat_map(|lines| lines.keys().copied());
         let numbers: std::collections::BTreeSet<_> = numbers.collect();
-        Spread::of(numbers.into_iter().filter_map(|number| {
-            (self.value)(&Round { rounds, number, environment: &run.environment })
-        }))
+        Spread::of(
+            numbers
+                .into_iter()
+                .filter_map(|number| (self.value)(&Round { rounds, number, environment: &run.environment })),
+        )
     }
 
     pub(crate) fn reached(&self, measured: Spread) -> bool {
@@ -94,7 +96,8 @@ pub(crate) fn goals() -> Vec<Goal> {
     }
     for subscribers in [10, 100] {
         let shape = [("subscribers", subscribers)];
-        let text = format!("W1 p50 at 100 k deliveries/s, {subscribers} subscribers, beyond the limit's + one fdatasync");
+        let text =
+            format!("W1 p50 at 100 k deliveries/s, {subscribers} subscribers, beyond the limit's + one fdatasync");
         goals.push(
             Goal::new("W1", "fixed", &shape, text, Bound::AtMost(100.0), |round| {
                 let sync = round.environment["fdatasync_p50_us"].as_f64()?;

@@ -11,7 +11,7 @@ use std::net::{TcpListener, TcpStream};
 use std::path::Path;
 
 use crate::poll::Poll;
-use crate::wire::raw::{ANSWER, APPEND, HEAD_BYTES, Head, JOIN, JOINED, LAST, PUBLISH, REPLAY};
+use crate::wire::raw::{ANSWER, APPEND, HEAD_BYTES, HELLO, Head, JOIN, JOINED, LAST, PUBLISH, REPLAY};
 
 const READ_BYTES: usize = 256 << 10;
 const LISTENER: usize = usize::MAX;
@@ -72,7 +72,10 @@ pub(crate) fn serve(port: u16, log: Option<&Path>, sync: bool) -> io::Result<()>
                     stream.set_nonblocking(true)?;
                     stream.set_nodelay(true)?;
                     limit.poll.add(&stream, connections)?;
-                    limit.peers.insert(connections, Peer { stream, partial: Vec::new(), out: Vec::new(), appended: 0, replay: None });
+                    limit.peers.insert(
+                        connections,
+                        Peer { stream, partial: Vec::new(), out: Vec::new(), appended: 0, replay: None },
+                    );
                     connections += 1;
                 }
                 continue;
@@ -126,10 +129,13 @@ impl Limit {
             }
             let Some(head) = head else { break };
             match head.kind {
-                JOIN => {
-                    self.joined.entry(head.room).or_default().push(number);
+                HELLO | JOIN => {
+                    let kind = if head.kind == JOIN { JOINED } else { ANSWER };
+                    if head.kind == JOIN {
+                        self.joined.entry(head.room).or_default().push(number);
+                    }
                     let mut answer = Vec::new();
-                    Head { bytes: 0, kind: JOINED, room: head.room }.write(&mut answer);
+                    Head { bytes: 0, kind, room: head.room }.write(&mut answer);
                     self.send(number, &answer)?;
                 }
                 APPEND => {

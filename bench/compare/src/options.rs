@@ -22,6 +22,8 @@ Options of run:
   --port P              the first port to use";
 
 pub(crate) struct Options {
+    /// All cells; otherwise some are left out.
+    pub(crate) full: bool,
     pub(crate) workloads: Vec<String>,
     pub(crate) peers: Vec<String>,
     pub(crate) rounds: usize,
@@ -38,11 +40,12 @@ pub(crate) fn run(arguments: &[String]) -> Result<Options, String> {
     let full = arguments.iter().any(|argument| argument == "--full");
     let own = std::env::current_exe().map_err(|error| format!("this program's place: {error}"))?;
     let mut options = Options {
+        full,
         workloads: crate::run::WORKLOADS.iter().map(|name| (*name).to_owned()).collect(),
         peers: PEERS.iter().map(|peer| peer.name.to_owned()).collect(),
         rounds: if full { 5 } else { 2 },
-        warm_up: Duration::from_millis(if full { 500 } else { 300 }),
-        measured: Duration::from_millis(if full { 2000 } else { 1000 }),
+        warm_up: Duration::from_millis(if full { 500 } else { 200 }),
+        measured: Duration::from_millis(if full { 2000 } else { 500 }),
         programs: Vec::new(),
         data: own.with_file_name("compare-data"),
         out: None,

@@ -144,12 +144,15 @@ fn workload_section(number: usize, run: &Run, workload: &str, plots: &mut Vec<(S
 }
 
 fn row(cell: &Cell, rounds: &Rounds, name: &str, lines: Vec<&Value>) -> String {
-    let place = [cell.shape(), cell.part.clone()].into_iter().filter(|part| !part.is_empty()).collect::<Vec<_>>().join("; ");
+    let place =
+        [cell.shape(), cell.part.clone()].into_iter().filter(|part| !part.is_empty()).collect::<Vec<_>>().join("; ");
     if let Some(error) = lines.iter().find_map(|line| line["failed"].as_str()) {
         let error: String = error.chars().map(|c| if c == '|' { '/' } else { c }).take(200).collect();
         let failed = lines.iter().filter(|line| line["failed"].is_string()).count();
         if failed == lines.len() {
-            return format!("| {place} | {name} | | failed in {failed} of {failed} rounds: {error} | | | | | | | | | |\n");
+            return format!(
+                "| {place} | {name} | | failed in {failed} of {failed} rounds: {error} | | | | | | | | | |\n"
+            );
         }
     }
     let cell_of = |what: Figure| spread(rounds, name, what).map(|value| range(value, "")).unwrap_or_default();

@@ -63,13 +63,8 @@ impl Run {
         let world = |error: &dyn std::fmt::Display| format!("{}: {error}", path.display());
         let text = fs::read_to_string(path).map_err(|error| world(&error))?;
         let file = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        let mut run = Self {
-            file,
-            environment: Value::Null,
-            peers: Vec::new(),
-            missing: Vec::new(),
-            cells: BTreeMap::new(),
-        };
+        let mut run =
+            Self { file, environment: Value::Null, peers: Vec::new(), missing: Vec::new(), cells: BTreeMap::new() };
         for line in text.lines() {
             let line: Value = serde_json::from_str(line).map_err(|error| world(&error))?;
             match line["line"].as_str() {
@@ -112,7 +107,8 @@ impl Spread {
         values.sort_by(f64::total_cmp);
         let (min, max) = (*values.first()?, *values.last()?);
         let middle = values.len() / 2;
-        let median = if values.len() % 2 == 0 { f64::midpoint(values[middle - 1], values[middle]) } else { values[middle] };
+        let median =
+            if values.len() % 2 == 0 { f64::midpoint(values[middle - 1], values[middle]) } else { values[middle] };
         Some(Self { median, min, max, count: values.len() })
     }
 }
@@ -123,7 +119,11 @@ pub(crate) fn figure(line: &Value, what: Figure) -> Option<f64> {
     if faults.iter().any(|fault| line[*fault].as_u64().is_some_and(|count| count > 0)) {
         return None;
     }
+    // A peer that does not keep up with the rate has a queue, and no latency that could be compared.
+    let behind =
+        line["rate"].as_f64().is_some_and(|rate| line["per_s"].as_f64().is_some_and(|per_s| per_s < 0.9 * rate));
     match what {
+        Figure::Field(key) if behind && key != "per_s" => None,
         Figure::Field(key) => line[key].as_f64(),
         Figure::CpuPerMillion => {
             let count = line["count"].as_f64().filter(|count| *count > 0.0)?;

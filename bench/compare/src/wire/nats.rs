@@ -32,12 +32,8 @@ impl Wire for Nats {
                 // The same stream each time: whoever is not the first is told that it is there.
                 let stream = "{\"name\":\"KEPT\",\"subjects\":[\"room.>\"],\"retention\":\"limits\",\"storage\":\"file\",\
                               \"max_consumers\":-1,\"max_msgs\":-1,\"max_bytes\":-1,\"max_age\":0,\"num_replicas\":1}";
-                write!(
-                    out,
-                    "SUB {inbox} 1\r\nPUB $JS.API.STREAM.CREATE.KEPT {inbox} {}\r\n{stream}\r\n",
-                    stream.len()
-                )
-                .expect("memory takes everything");
+                write!(out, "SUB {inbox} 1\r\nPUB $JS.API.STREAM.CREATE.KEPT {inbox} {}\r\n{stream}\r\n", stream.len())
+                    .expect("memory takes everything");
             }
         }
     }

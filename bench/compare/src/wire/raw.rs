@@ -16,6 +16,8 @@ pub(crate) const JOINED: u8 = 5;
 pub(crate) const REPLAY: u8 = 6;
 /// The last frames of the file, as many as the room's number says.
 pub(crate) const LAST: u8 = 7;
+/// Answered at once.
+pub(crate) const HELLO: u8 = 8;
 
 /// A frame's head.
 #[derive(Clone, Copy)]
@@ -52,9 +54,9 @@ impl Raw {
 }
 
 impl Wire for Raw {
-    /// There is nothing to agree on: the answer to an empty append shows that the server is there.
+    /// There is nothing to agree on: the answer shows that the server is there.
     fn open(&mut self, out: &mut Vec<u8>) {
-        Head { bytes: 0, kind: APPEND, room: 0 }.write(out);
+        Head { bytes: 0, kind: HELLO, room: 0 }.write(out);
     }
 
     fn join(&mut self, room: u32, start: Start, out: &mut Vec<u8>) {

@@ -81,6 +81,8 @@ impl Wire for Redis {
         while let Some((value, mut at)) = value(&input[done..])? {
             at += done;
             match value {
+                // It listens while it still reads its file.
+                Value::Error(error) if !self.ready && error.starts_with(b"LOADING") => self.open(out),
                 Value::Error(error) => return Err(format!("Redis: {}", String::from_utf8_lossy(error))),
                 Value::Status if !self.ready => {
                     self.ready = true;
