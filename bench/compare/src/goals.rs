@@ -18,8 +18,11 @@ pub(crate) struct Goal {
     shape: Vec<(&'static str, u64)>,
     pub(crate) bound: Bound,
     pub(crate) unit: &'static str,
-    value: Box<dyn Fn(&Round<'_>) -> Option<f64>>,
+    value: Box<RoundValue>,
 }
+
+/// The value of a round; `None` where something for it is missing.
+type RoundValue = dyn Fn(&Round<'_>) -> Option<f64>;
 
 /// One round of a cell.
 struct Round<'a> {

@@ -69,18 +69,21 @@ impl Lines {
         self.await_event(number, "a join", |event| matches!(event, Event::Joined))
     }
 
-    /// Reads this connection, and no other, until an event of a kind has come.
+    /// Reads until this connection has had an event of a kind. The others are read, too: some servers ask theirs for
+    /// signs of life.
     fn await_event(&mut self, number: usize, what: &str, wanted: impl Fn(&Event<'_>) -> bool) -> Result<(), String> {
         let (start, mut come) = (Instant::now(), false);
-        let mut ready = Vec::new();
         while !come {
             if start.elapsed() > PATIENCE {
                 return Err(format!("{what} took more than {} s", PATIENCE.as_secs()));
             }
-            self.poll.wait(Some(Duration::from_millis(100)), &mut ready).map_err(|error| format!("epoll: {error}"))?;
-            ready.clear();
-            self.read(number, &mut |event: Event<'_>| come |= wanted(&event))?;
-            self.flush(number)?;
+            self.wait(Duration::from_millis(100))?;
+            let ready = std::mem::take(&mut self.ready);
+            for &(other, _, _) in &ready {
+                self.read(other, &mut |event: Event<'_>| come |= other == number && wanted(&event))?;
+                self.flush(other)?;
+            }
+            self.ready = ready;
         }
         Ok(())
     }
