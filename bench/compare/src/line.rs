@@ -1,10 +1,14 @@
 //! A connection of the load generator: a socket, its driver, and what lies between them.
 
-use std::io::{ErrorKind, Read, Write};
-use std::net::{SocketAddr, TcpStream};
+use std::cmp::Reverse;
+use std::collections::BinaryHeap;
+use std::io::{self, ErrorKind, Read, Write};
+use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
+use crate::load::Target;
 use crate::poll::Poll;
+use crate::quic::Quic;
 use crate::wire::{Driver, Event, Sink, Start, Wire};
 
 /// What one read takes at most. One buffer serves all connections, so that an idle one costs nothing.
@@ -12,8 +16,13 @@ const READ_BYTES: usize = 256 << 10;
 /// How long a server may take for a handshake or a join.
 const PATIENCE: Duration = Duration::from_secs(60);
 
+enum Carrier {
+    Tcp(TcpStream),
+    Quic(Box<Quic>),
+}
+
 pub(crate) struct Line {
-    stream: TcpStream,
+    carrier: Carrier,
     pub(crate) driver: Driver,
     /// The beginning of something that has not all come.
     kept: Vec<u8>,
@@ -27,23 +36,34 @@ pub(crate) struct Lines {
     pub(crate) lines: Vec<Line>,
     pub(crate) ready: Vec<(usize, bool, bool)>,
     buffer: Vec<u8>,
+    /// When QUIC connections want time to pass.
+    timers: BinaryHeap<Reverse<(Instant, usize)>>,
 }
 
 impl Lines {
     pub(crate) fn new() -> Result<Self, String> {
         let poll = Poll::new().map_err(|error| format!("epoll: {error}"))?;
-        Ok(Self { poll, lines: Vec::new(), ready: Vec::new(), buffer: vec![0; READ_BYTES] })
+        Ok(Self { poll, lines: Vec::new(), ready: Vec::new(), buffer: vec![0; READ_BYTES], timers: BinaryHeap::new() })
     }
 
     /// Opens a connection and waits until it may be used. Returns its number.
-    pub(crate) fn open(&mut self, server: SocketAddr, driver: Driver) -> Result<usize, String> {
-        let world = |error: std::io::Error| format!("connecting to {server}: {error}");
-        let stream = TcpStream::connect(server).map_err(world)?;
-        stream.set_nodelay(true).map_err(world)?;
-        stream.set_nonblocking(true).map_err(world)?;
+    pub(crate) fn open(&mut self, target: &Target) -> Result<usize, String> {
+        let server = target.address;
+        let world = |error: io::Error| format!("connecting to {server}: {error}");
         let number = self.lines.len();
-        self.poll.add(&stream, number).map_err(world)?;
-        let mut line = Line { stream, driver, kept: Vec::new(), out: Vec::new(), blocked: false };
+        let carrier = if target.peer.is_quic() {
+            let quic = Quic::connect(server)?;
+            self.poll.add(&quic.socket, number).map_err(world)?;
+            Carrier::Quic(Box::new(quic))
+        } else {
+            let stream = TcpStream::connect(server).map_err(world)?;
+            stream.set_nodelay(true).map_err(world)?;
+            stream.set_nonblocking(true).map_err(world)?;
+            self.poll.add(&stream, number).map_err(world)?;
+            Carrier::Tcp(stream)
+        };
+        let mut line =
+            Line { carrier, driver: target.peer.driver(), kept: Vec::new(), out: Vec::new(), blocked: false };
         line.driver.open(&mut line.out);
         self.lines.push(line);
         self.flush(number)?;
@@ -60,7 +80,11 @@ impl Lines {
 
     /// This connection is not looked at any more, but stays.
     pub(crate) fn forget(&mut self, number: usize) -> Result<(), String> {
-        self.poll.remove(&self.lines[number].stream).map_err(|error| format!("epoll: {error}"))
+        let world = |error: io::Error| format!("epoll: {error}");
+        match &self.lines[number].carrier {
+            Carrier::Tcp(stream) => self.poll.remove(stream).map_err(world),
+            Carrier::Quic(quic) => self.poll.remove(&quic.socket).map_err(world),
+        }
     }
 
     /// Joins a room, and waits for the answer.
@@ -92,11 +116,19 @@ impl Lines {
     #[inline]
     pub(crate) fn read<S: Sink>(&mut self, number: usize, sink: &mut S) -> Result<(), String> {
         let line = &mut self.lines[number];
+        let stream = match &mut line.carrier {
+            Carrier::Tcp(stream) => stream,
+            Carrier::Quic(quic) => {
+                quic.read(&mut self.buffer, sink)?;
+                schedule(&mut self.timers, number, quic);
+                return Ok(());
+            }
+        };
         let kept = line.kept.len();
         if kept + (kept.max(READ_BYTES) >> 1) > self.buffer.len() {
             self.buffer.resize(2 * kept + READ_BYTES, 0);
         }
-        let bytes = match line.stream.read(&mut self.buffer[kept..]) {
+        let bytes = match stream.read(&mut self.buffer[kept..]) {
             Ok(0) => return Err("the server closed a connection".to_owned()),
             Ok(bytes) => kept + bytes,
             Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(()),
@@ -116,7 +148,17 @@ impl Lines {
         if line.out.is_empty() {
             return Ok(true);
         }
-        match line.stream.write(&line.out) {
+        let stream = match &mut line.carrier {
+            Carrier::Tcp(stream) => stream,
+            Carrier::Quic(quic) => {
+                // There is room again when something was acknowledged, and then it is read and flushed.
+                let taken = quic.write(&line.out)?;
+                line.out.drain(..taken);
+                schedule(&mut self.timers, number, quic);
+                return Ok(line.out.is_empty());
+            }
+        };
+        match stream.write(&line.out) {
             Ok(taken) if taken == line.out.len() => line.out.clear(),
             Ok(taken) => drop(line.out.drain(..taken)),
             Err(error) if error.kind() == ErrorKind::WouldBlock => {}
@@ -125,7 +167,7 @@ impl Lines {
         let blocked = !line.out.is_empty();
         if blocked != line.blocked {
             line.blocked = blocked;
-            self.poll.watch_writes(&line.stream, number, blocked).map_err(|error| format!("epoll: {error}"))?;
+            self.poll.watch_writes(&*stream, number, blocked).map_err(|error| format!("epoll: {error}"))?;
         }
         Ok(!blocked)
     }
@@ -134,6 +176,43 @@ impl Lines {
     #[inline]
     pub(crate) fn wait(&mut self, timeout: Duration) -> Result<(), String> {
         self.ready.clear();
-        self.poll.wait(Some(timeout), &mut self.ready).map_err(|error| format!("epoll: {error}"))
+        let mut timeout = timeout;
+        if let Some(Reverse((due, _))) = self.timers.peek() {
+            timeout = timeout.min(due.saturating_duration_since(Instant::now()));
+        }
+        self.poll.wait(Some(timeout), &mut self.ready).map_err(|error| format!("epoll: {error}"))?;
+        if !self.timers.is_empty() {
+            self.pass_time()?;
+        }
+        Ok(())
+    }
+
+    fn pass_time(&mut self) -> Result<(), String> {
+        let now = Instant::now();
+        while let Some(Reverse((due, number))) = self.timers.peek().copied() {
+            if due > now {
+                break;
+            }
+            self.timers.pop();
+            let Some(Line { carrier: Carrier::Quic(quic), .. }) = self.lines.get_mut(number) else { continue };
+            if quic.deadline != Some(due) {
+                continue;
+            }
+            quic.deadline = None;
+            // A timer sends; what has come in is read when the socket says so.
+            quic.timeout(now, &mut |_: Event<'_>| {})?;
+            schedule(&mut self.timers, number, quic);
+        }
+        Ok(())
+    }
+}
+
+/// Remembers when a connection wants time to pass, unless something earlier is remembered.
+fn schedule(timers: &mut BinaryHeap<Reverse<(Instant, usize)>>, number: usize, quic: &mut Quic) {
+    if let Some(due) = quic.poll_timeout()
+        && quic.deadline.is_none_or(|deadline| due < deadline)
+    {
+        quic.deadline = Some(due);
+        timers.push(Reverse((due, number)));
     }
 }

@@ -12,6 +12,7 @@ mod payload;
 mod peers;
 mod poll;
 mod process;
+mod quic;
 mod report;
 mod results;
 mod run;

@@ -59,6 +59,7 @@ pub(crate) struct Peer {
 enum Kind {
     Limit,
     Roomlog { durability: Option<&'static str> },
+    RoomlogQuic,
     Redis { sync: &'static str },
     Nats,
     JetStream { sync: Option<&'static str> },
@@ -94,6 +95,15 @@ pub(crate) const PEERS: &[Peer] = &[
         kept: Some(Durability::Kernel),
         replays: false,
         kind: Kind::Roomlog { durability: Some("os") },
+    },
+    Peer {
+        name: "roomlog-quic",
+        program: "roomlog",
+        places: &["target/release/roomlog"],
+        fanout: Some(Durability::Disk),
+        kept: Some(Durability::Disk),
+        replays: true,
+        kind: Kind::RoomlogQuic,
     },
     Peer {
         name: "redis",
@@ -248,6 +258,11 @@ impl Peer {
         fs::write(directory.join("conf"), text)
     }
 
+    /// Whether its connections are QUIC's; everybody else's are TCP's.
+    pub(crate) fn is_quic(&self) -> bool {
+        matches!(self.kind, Kind::RoomlogQuic)
+    }
+
     /// A driver for a new connection.
     pub(crate) fn driver(&self) -> Driver {
         /// Publishers are told apart by it.
@@ -256,6 +271,7 @@ impl Peer {
         match self.kind {
             Kind::Limit => Driver::Raw(Raw::new()),
             Kind::Roomlog { .. } => Driver::Roomlog(Roomlog::new(id)),
+            Kind::RoomlogQuic => Driver::Roomlog(Roomlog::bare(id)),
             Kind::Redis { .. } => Driver::Redis(Redis::new()),
             Kind::Nats => Driver::Nats(Nats::core()),
             Kind::JetStream { .. } => Driver::Nats(Nats::jetstream(id)),
@@ -280,6 +296,11 @@ impl Peer {
                 if let Some(durability) = durability {
                     command.env("ROOMLOG__STORAGE__DURABILITY", durability);
                 }
+            }
+            // It listens on TCP as well: there one can see that it is ready.
+            Kind::RoomlogQuic => {
+                let address = format!("127.0.0.1:{port}");
+                command.args(["serve", "--listen", &address, "--quic", &address, "--admin", "off"]);
             }
             Kind::Redis { sync } => {
                 command.args(["--port", &port_text, "--save", "", "--maxclients", "60000"]);

@@ -77,6 +77,11 @@ fn run_section(number: usize, run: &Run, plots: &mut Vec<(String, String)>) -> S
         field("fdatasync_p99_us"),
         field("command"),
     );
+    let load = run.environment["load"].as_str().and_then(|load| load.parse::<f64>().ok()).unwrap_or_default();
+    if load > 1.0 {
+        text += "**The machine was busy with other work when this began: what is absolute here is worth little, and ratios \
+                 are rough.**\n\n";
+    }
     text += "| peer | version |\n|---|---|\n";
     for peer in &run.peers {
         let version = peer["version"].as_str().unwrap_or_default();
@@ -98,7 +103,9 @@ fn workload_section(number: usize, run: &Run, workload: &str, plots: &mut Vec<(S
     let mut text = format!("\n### {workload}, run {number}: {}\n\n", title(workload));
     let cells: Vec<_> = run.cells.iter().filter(|(cell, _)| cell.workload == workload).collect();
     let parts: Vec<_> = cells.iter().map(|(cell, _)| cell.part.as_str()).collect();
-    let names: Vec<_> = PEERS.iter().map(|peer| peer.name).collect();
+    // QUIC is always encrypted, and nobody else is here: it has a table of its own.
+    let (quic, names): (Vec<_>, Vec<_>) = PEERS.iter().partition(|peer| peer.is_quic());
+    let (quic, names) = [quic, names].map(|peers| peers.iter().map(|peer| peer.name).collect::<Vec<_>>()).into();
     for (part, figure, what, unit) in [
         ("saturation", Figure::Field("per_s"), "deliveries per second at saturation", "deliveries/s"),
         ("fixed", Figure::Field("p50_us"), "median latency at a fixed rate", "µs"),
@@ -121,17 +128,13 @@ fn workload_section(number: usize, run: &Run, workload: &str, plots: &mut Vec<(S
             plots.push((name, svg::bars(&format!("{workload}: {what}"), unit, &names, &groups)));
         }
     }
-    text += "| | peer | durability | per second | to the limit | p50 µs | p99 µs | p999 µs | server CPU s/M | client cores \
-             | RSS MiB | more | lost / twice / disordered |\n|---|---|---|---|---|---|---|---|---|---|---|---|---|\n";
-    for (cell, rounds) in &cells {
-        for name in &names {
-            if let Some(lines) = rounds.get(*name) {
-                text += &row(cell, rounds, name, lines.values().collect());
-            }
-        }
+    text += &table(&cells, &names);
+    let over_quic = table(&cells, &quic);
+    if !over_quic.is_empty() {
+        text += &format!("\nOver QUIC, which is encrypted:\n\n{over_quic}");
     }
     text += "\nCommands:\n\n";
-    for name in &names {
+    for name in names.iter().chain(&quic) {
         let commands = cells.iter().filter_map(|(_, rounds)| rounds.get(*name)).flat_map(|lines| lines.values());
         let mut commands: Vec<_> = commands.filter_map(|line| line["command"].as_str()).collect();
         commands.sort_unstable();
@@ -143,7 +146,26 @@ fn workload_section(number: usize, run: &Run, workload: &str, plots: &mut Vec<(S
     text
 }
 
-fn row(cell: &Cell, rounds: &Rounds, name: &str, lines: Vec<&Value>) -> String {
+/// Empty when none of these peers took part.
+fn table(cells: &[(&Cell, &Rounds)], names: &[&str]) -> String {
+    let mut rows = String::new();
+    for (cell, rounds) in cells {
+        for name in names {
+            if let Some(lines) = rounds.get(*name) {
+                rows += &row(cell, rounds, name, &lines.values().collect::<Vec<_>>());
+            }
+        }
+    }
+    if rows.is_empty() {
+        return rows;
+    }
+    format!(
+        "| | peer | durability | per second | to the limit | p50 µs | p99 µs | p999 µs | server CPU s/M | client cores \
+         | RSS MiB | more | lost / twice / disordered |\n|---|---|---|---|---|---|---|---|---|---|---|---|---|\n{rows}"
+    )
+}
+
+fn row(cell: &Cell, rounds: &Rounds, name: &str, lines: &[&Value]) -> String {
     let place =
         [cell.shape(), cell.part.clone()].into_iter().filter(|part| !part.is_empty()).collect::<Vec<_>>().join("; ");
     if let Some(error) = lines.iter().find_map(|line| line["failed"].as_str()) {

@@ -34,7 +34,7 @@ pub(crate) struct Measured {
 pub(crate) fn run(target: &Target, shape: Shape, times: Times) -> Result<Measured, String> {
     let mut lines = Lines::new()?;
     for _ in 0..shape.connections {
-        lines.open(target.address, target.peer.driver())?;
+        lines.open(target)?;
     }
     let mut payload = Payload::new(shape.payload_bytes);
     let mut latency = Histogram::new();
@@ -60,14 +60,13 @@ pub(crate) fn run(target: &Target, shape: Shape, times: Times) -> Result<Measure
     }
     let mut last_ack = Instant::now();
     loop {
-        let elapsed = start.elapsed();
-        let publishing = elapsed < times.warm_up + times.measured;
-        let measuring = publishing && elapsed >= times.warm_up;
-        if measuring && span.is_none() {
+        if span.is_none() && start.elapsed() >= times.warm_up {
             (span, from) = (Some(Span::begin(target.pid)?), acks);
         }
-        if !publishing && spent.is_none() {
-            spent = Some((span.take().ok_or("nothing was measured")?.end()?, acks - from));
+        let publishing = span.as_ref().is_none_or(|span: &Span| span.start.elapsed() < times.measured);
+        let measuring = publishing && span.is_some();
+        if let Some(span) = span.as_ref().filter(|_| !publishing && spent.is_none()) {
+            spent = Some((span.end()?, acks - from));
         }
         if !publishing && (waiting.iter().all(VecDeque::is_empty) || last_ack.elapsed() > SILENCE) {
             break;

@@ -64,12 +64,12 @@ impl Fanout {
         let mut lines = Lines::new()?;
         for room in 0..shape.rooms {
             for _ in 0..shape.subscribers_per_room {
-                let number = lines.open(target.address, target.peer.driver())?;
+                let number = lines.open(&target)?;
                 lines.join(number, room, Start::New)?;
             }
         }
         for _ in 0..shape.publishers {
-            lines.open(target.address, target.peer.driver())?;
+            lines.open(&target)?;
         }
         let readers = (0..shape.rooms * shape.subscribers_per_room).map(|_| Order::default()).collect();
         Ok(Self {
@@ -88,7 +88,7 @@ impl Fanout {
 
     /// Adds a subscriber of the first room that never reads again.
     pub(crate) fn stall(&mut self) -> Result<(), String> {
-        let number = self.lines.open(self.target.address, self.target.peer.driver())?;
+        let number = self.lines.open(&self.target)?;
         self.lines.join(number, 0, Start::New)?;
         self.lines.forget(number)
     }
@@ -115,15 +115,13 @@ impl Fanout {
             Mode::Window(_) => 0.0,
         };
         loop {
-            let elapsed = start.elapsed();
-            let publishing = elapsed < times.warm_up + times.measured;
-            let measuring = publishing && elapsed >= times.warm_up;
-            if measuring && span.is_none() {
+            if span.is_none() && start.elapsed() >= times.warm_up {
                 (span, from) = (Some(Span::begin(self.target.pid)?), self.delivered);
             }
-            if !publishing && spent.is_none() {
-                to = self.delivered;
-                spent = Some(span.take().ok_or("nothing was measured")?.end()?);
+            let publishing = span.as_ref().is_none_or(|span: &Span| span.start.elapsed() < times.measured);
+            let measuring = publishing && span.is_some();
+            if let Some(span) = span.as_ref().filter(|_| !publishing && spent.is_none()) {
+                (to, spent) = (self.delivered, Some(span.end()?));
             }
             if !publishing {
                 let done = self.delivered >= self.published * fan;

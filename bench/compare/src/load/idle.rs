@@ -20,12 +20,12 @@ pub(crate) struct Measured {
 pub(crate) fn run(target: &Target, connections: usize) -> Result<Measured, String> {
     let mut lines = Lines::new()?;
     // The first connection makes the server load what it needs once.
-    lines.open(target.address, target.peer.driver())?;
+    lines.open(target)?;
     settle();
     let before = process::rss_kib(target.pid)?;
     let span = Span::begin(target.pid)?;
     for index in 0..connections {
-        let number = lines.open(target.address, target.peer.driver())?;
+        let number = lines.open(target)?;
         lines.join(number, (index % ROOMS) as u32, Start::New)?;
     }
     let connect_s = span.end()?.seconds;

@@ -22,7 +22,7 @@ pub(crate) struct Measured {
 /// Fills room 0 with numbered records, in order.
 pub(crate) fn fill(target: &Target, records: u32, payload_bytes: usize) -> Result<(), String> {
     let mut lines = Lines::new()?;
-    let number = lines.open(target.address, target.peer.driver())?;
+    let number = lines.open(target)?;
     let mut payload = Payload::new(payload_bytes);
     let (mut sent, mut answered) = (0_u32, 0_u32);
     let mut last = Instant::now();
@@ -57,7 +57,7 @@ pub(crate) fn fill(target: &Target, records: u32, payload_bytes: usize) -> Resul
 pub(crate) fn run(target: &Target, readers: usize, start: Start, each: u64) -> Result<Measured, String> {
     let mut lines = Lines::new()?;
     for _ in 0..readers {
-        lines.open(target.address, target.peer.driver())?;
+        lines.open(target)?;
     }
     let mut order = Order::default();
     let mut come = vec![0_u64; readers];

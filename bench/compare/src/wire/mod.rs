@@ -12,7 +12,7 @@ pub(crate) use mqtt::Mqtt;
 pub(crate) use nats::Nats;
 pub(crate) use raw::Raw;
 pub(crate) use redis::Redis;
-pub(crate) use roomlog::Roomlog;
+pub(crate) use roomlog::{Frames, Roomlog};
 pub(crate) use socketio::SocketIo;
 
 /// What came from a server.

@@ -1,4 +1,4 @@
-//! Roomlog over WebSocket, from docs/protocol.md alone. Bodies are read record by record as they stream in, so that a
+//! Roomlog, from docs/protocol.md alone: over WebSocket, or as the frames that QUIC carries. Bodies are read record by record as they stream in, so that a
 //! large batch that has come in part costs no copy.
 
 use super::{Event, Sink, Start, Wire, websocket};
@@ -7,6 +7,9 @@ use super::{Event, Sink, Start, Wire, websocket};
 const MESSAGE_BYTES: usize = 64 << 10;
 /// Requests without an answer that the server allows by default.
 const IN_FLIGHT: usize = 1024;
+
+/// Any version from 1 to 1, no token, no rooms to go on with.
+const HELLO: &[u8] = b"\x15\x01RLOG\x01\x01\x0d\x00\x0acompare1.0\x00";
 
 pub(crate) struct Roomlog {
     stage: Stage,
@@ -25,11 +28,13 @@ pub(crate) struct Roomlog {
 enum Stage {
     Upgrading,
     Open,
+    /// The carrier needs no messages, and reads the frames itself.
+    Bare,
 }
 
 /// Where in the stream of frames the reader is.
 #[derive(Default)]
-pub(super) struct Frames {
+pub(crate) struct Frames {
     /// Bytes of the present delivery's runs that have not come yet; 0 between frames.
     runs_left: usize,
     /// Records of the present run that have not come yet.
@@ -57,6 +62,11 @@ impl Roomlog {
         }
     }
 
+    /// For QUIC: frames, one behind the other.
+    pub(crate) fn bare(id: u64) -> Self {
+        Self { stage: Stage::Bare, ..Self::new(id) }
+    }
+
     fn request(&mut self) -> u64 {
         self.requests += 1;
         u64::from(self.requests)
@@ -65,7 +75,10 @@ impl Roomlog {
 
 impl Wire for Roomlog {
     fn open(&mut self, out: &mut Vec<u8>) {
-        websocket::upgrade("/v1/ws", Some("roomlog.v1"), out);
+        match self.stage {
+            Stage::Bare => out.extend_from_slice(HELLO),
+            _ => websocket::upgrade("/v1/ws", Some("roomlog.v1"), out),
+        }
     }
 
     fn join(&mut self, room: u32, start: Start, out: &mut Vec<u8>) {
@@ -133,7 +146,9 @@ impl Wire for Roomlog {
     }
 
     fn seal(&mut self, out: &mut Vec<u8>) {
-        if !self.message.is_empty() {
+        if self.stage == Stage::Bare {
+            out.append(&mut self.message);
+        } else if !self.message.is_empty() {
             websocket::message(2, &self.message, out);
             self.message.clear();
         }
@@ -145,7 +160,7 @@ impl Wire for Roomlog {
             let Some(bytes) = websocket::upgraded(input)? else { return Ok(0) };
             done = bytes;
             self.stage = Stage::Open;
-            websocket::message(2, b"\x15\x01RLOG\x01\x01\x0d\x00\x0acompare1.0\x00", out);
+            websocket::message(2, HELLO, out);
         }
         loop {
             if self.message_left == 0 {
@@ -180,8 +195,18 @@ impl Wire for Roomlog {
 }
 
 impl Frames {
+    /// The length of the head of a room's stream; `None` while it is not all there.
+    pub(crate) fn stream_head(input: &[u8]) -> Option<usize> {
+        let mut reader = Reader { input, at: 0 };
+        reader.uint()?;
+        let room = reader.uint()?;
+        reader.skip(room as usize)?;
+        reader.uint()?;
+        Some(reader.at)
+    }
+
     /// Reads frames, and says how much is done with.
-    pub(super) fn read<S: Sink>(&mut self, input: &[u8], sink: &mut S) -> Result<usize, String> {
+    pub(crate) fn read<S: Sink>(&mut self, input: &[u8], sink: &mut S) -> Result<usize, String> {
         let mut reader = Reader { input, at: 0 };
         loop {
             let done = reader.at;
