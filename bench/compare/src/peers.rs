@@ -357,7 +357,7 @@ impl Server {
         let mut command = self.peer.command(&self.program, port, self.role, &self.directory);
         let output = File::create(self.directory.join("output")).map_err(|error| world("its output", error))?;
         let errors = output.try_clone().map_err(|error| world("its output", error))?;
-        self.command = words(&command);
+        self.command = words(self.peer, &command, &self.directory);
         command.stdin(Stdio::null()).stdout(output).stderr(errors);
         self.child = Some(command.spawn().map_err(|error| world("starting it", error))?);
         let start = Instant::now();
@@ -434,12 +434,12 @@ fn uncache(directory: &Path) -> std::io::Result<()> {
     }
     Ok(())
 }
-/// A command as text: its settings, the program's name without its directory, the arguments.
-fn words(command: &Command) -> String {
+/// A command as text: its settings, the program, the arguments, and the configuration file if there is one.
+fn words(peer: &Peer, command: &Command, directory: &Path) -> String {
     let settings = command
         .get_envs()
         .map(|(name, value)| format!("{}={}", name.to_string_lossy(), value.unwrap_or_default().to_string_lossy()));
-    let program = Path::new(command.get_program()).file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let program = if peer.program.is_empty() { env!("CARGO_PKG_NAME") } else { peer.program };
     let arguments = command.get_args().map(|argument| {
         let argument = argument.to_string_lossy();
         match (argument.is_empty(), argument.strip_prefix(concat!(env!("CARGO_MANIFEST_DIR"), "/"))) {
@@ -448,5 +448,9 @@ fn words(command: &Command) -> String {
             _ => argument.into_owned(),
         }
     });
-    settings.chain([program]).chain(arguments).collect::<Vec<_>>().join(" ")
+    let mut text = settings.chain([program.to_owned()]).chain(arguments).collect::<Vec<_>>().join(" ");
+    if let Ok(configuration) = fs::read_to_string(directory.join("conf")) {
+        text += &format!(" # conf: {}", configuration.trim_end().replace('\n', "; "));
+    }
+    text
 }
