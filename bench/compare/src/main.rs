@@ -1,0 +1,48 @@
+//! Roomlog, its peers and the limit of the machine, measured in one run by one load generator.
+
+mod environment;
+mod goals;
+mod histogram;
+mod limit;
+mod line;
+mod load;
+mod options;
+mod order;
+mod payload;
+mod peers;
+mod poll;
+mod process;
+mod quic;
+mod report;
+mod results;
+mod run;
+mod svg;
+mod wire;
+
+use std::path::Path;
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    let arguments: Vec<_> = std::env::args().skip(1).collect();
+    let done = match arguments.split_first() {
+        Some((command, rest)) if command == "run" => options::run(rest).and_then(|options| run::run(&options)),
+        Some((command, rest)) if command == "limit" => options::limit(rest).and_then(|(port, log, sync)| {
+            limit::serve(port, log.as_deref(), sync).map_err(|error| format!("the limit program: {error}"))
+        }),
+        Some((command, [file])) if command == "goals" => {
+            results::Run::read(file.as_ref()).map(|run| print!("{}", goals::text(&run)))
+        }
+        Some((command, [])) if command == "report" => {
+            let package = Path::new(env!("CARGO_MANIFEST_DIR"));
+            report::write(&package.join("results"), &package.join("../../docs"))
+        }
+        _ => Err(options::USAGE.to_owned()),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("{error}");
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -1,0 +1,99 @@
+//! The command line.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use crate::peers::PEERS;
+
+pub(crate) const USAGE: &str = "\
+roomlog-compare run [--quick | --full] [OPTIONS]   measures and appends raw lines
+roomlog-compare report          makes docs/performance.md of all raw lines
+roomlog-compare goals FILE     what a file of raw lines says of the goals
+roomlog-compare limit --port P [--log FILE] [--no-sync]   the limit program, started by `run`
+
+Options of run:
+  --workloads W1,W3     which workloads
+  --peers limit,redis   which peers
+  --rounds N            rounds, each with another order of the peers
+  --seconds S           how long each part is measured
+  --peer-bin NAME=PATH  the program of a peer; may be given again
+  --data DIR            where the servers keep their data: a real disk
+  --out FILE            where the raw lines go
+  --port P              the first port to use";
+
+pub(crate) struct Options {
+    /// All cells; otherwise some are left out.
+    pub(crate) full: bool,
+    pub(crate) workloads: Vec<String>,
+    pub(crate) peers: Vec<String>,
+    pub(crate) rounds: usize,
+    pub(crate) warm_up: Duration,
+    pub(crate) measured: Duration,
+    pub(crate) programs: Vec<(String, PathBuf)>,
+    pub(crate) data: PathBuf,
+    pub(crate) out: Option<PathBuf>,
+    pub(crate) port: u16,
+}
+
+/// Options of `run`.
+pub(crate) fn run(arguments: &[String]) -> Result<Options, String> {
+    let full = arguments.iter().any(|argument| argument == "--full");
+    let own = std::env::current_exe().map_err(|error| format!("this program's place: {error}"))?;
+    let mut options = Options {
+        full,
+        workloads: crate::run::WORKLOADS.iter().map(|name| (*name).to_owned()).collect(),
+        peers: PEERS.iter().map(|peer| peer.name.to_owned()).collect(),
+        rounds: if full { 5 } else { 2 },
+        warm_up: Duration::from_millis(if full { 500 } else { 200 }),
+        measured: Duration::from_millis(if full { 2000 } else { 500 }),
+        programs: Vec::new(),
+        data: own.with_file_name("compare-data"),
+        out: None,
+        port: 17400,
+    };
+    let mut rest = arguments.iter();
+    while let Some(flag) = rest.next() {
+        if matches!(flag.as_str(), "--quick" | "--full") {
+            continue;
+        }
+        let value = rest.next().ok_or_else(|| format!("{flag} needs a value"))?;
+        let list = || value.split(',').map(str::to_owned).collect();
+        match flag.as_str() {
+            "--workloads" => options.workloads = list(),
+            "--peers" => options.peers = list(),
+            "--rounds" => options.rounds = number(flag, value)?,
+            "--seconds" => options.measured = Duration::from_secs_f64(number(flag, value)?),
+            "--peer-bin" => {
+                let (name, path) = value.split_once('=').ok_or("--peer-bin NAME=PATH")?;
+                options.programs.push((name.to_owned(), path.into()));
+            }
+            "--data" => options.data = value.into(),
+            "--out" => options.out = Some(value.into()),
+            "--port" => options.port = number(flag, value)?,
+            _ => return Err(format!("unknown option {flag}")),
+        }
+    }
+    if options.rounds == 0 || options.measured.is_zero() {
+        return Err("at least one round, and some time".to_owned());
+    }
+    Ok(options)
+}
+
+/// Options of `limit`: port, file, sync.
+pub(crate) fn limit(arguments: &[String]) -> Result<(u16, Option<PathBuf>, bool), String> {
+    let (mut port, mut log, mut sync) = (None, None, true);
+    let mut rest = arguments.iter();
+    while let Some(flag) = rest.next() {
+        match flag.as_str() {
+            "--no-sync" => sync = false,
+            "--port" => port = Some(number(flag, rest.next().ok_or("--port needs a value")?)?),
+            "--log" => log = Some(rest.next().ok_or("--log needs a value")?.into()),
+            _ => return Err(format!("unknown option {flag}")),
+        }
+    }
+    Ok((port.ok_or("--port is needed")?, log, sync))
+}
+
+fn number<T: std::str::FromStr>(flag: &str, value: &str) -> Result<T, String> {
+    value.parse().map_err(|_| format!("{flag}: {value} is no number for it"))
+}
