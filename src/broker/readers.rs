@@ -242,6 +242,8 @@ impl Readers {
             return Err(Refused::new(Code::TooManyRooms, format!("{rooms_max} rooms are joined already")));
         }
         let room = shared.broker.room(room)?;
+        // Looked at before the facts: the place is not to lie behind the head that the answer tells.
+        let recent = if let Start::Last(count) = start { room.before_last(count) } else { None };
         let facts = room.facts();
         let epoch = shared.broker.engine.epoch();
         let begin = |start| JoinFacts { epoch, first: facts.first, head: facts.head, start };
@@ -249,7 +251,8 @@ impl Readers {
             Start::New | Start::Last(0) => Some(facts.head),
             Start::Earliest => Some(facts.floor),
             Start::Last(count) if count >= facts.records => Some(facts.floor),
-            Start::Last(_) | Start::Since(_) => None,
+            Start::Last(_) => recent.map(|place| place.max(facts.floor)),
+            Start::Since(_) => None,
             Start::After(position) if position.epoch != epoch => {
                 return Ok(Joining::Void(Code::VoidEpoch, begin(Offset::ZERO)));
             }

@@ -9,6 +9,7 @@ use parking_lot::Mutex;
 use super::block::Block;
 use super::commit::{BodyPlace, Floor};
 use super::publishers::Publishers;
+use crate::protocol::Batch;
 use crate::types::{Offset, RoomName, Time};
 
 /// What is known of a room without reading a record.
@@ -175,6 +176,31 @@ impl Room {
             Some(&Block { last, .. }) => Tail::Batches { last, head: last == state.facts.head },
             None => Tail::Refused,
         }
+    }
+
+    /// The place behind which the newest `count` records lie, if all of them are in memory and `count` is small: a join
+    /// that begins there needs nobody to look it up.
+    pub fn before_last(&self, count: u64) -> Option<Offset> {
+        /// Records that are counted under the lock.
+        const COUNTED_MAX: u64 = 1000;
+        if count > COUNTED_MAX {
+            return None;
+        }
+        let state = self.state.lock();
+        let mut missing = count;
+        for block in state.tail.iter().rev() {
+            let batch = Batch::parse(&block.body).ok()?;
+            let records = u64::from(batch.header.count);
+            match records.checked_sub(missing) {
+                Some(0) => return Some(block.prev),
+                Some(before) => {
+                    let last_before = batch.records(block.prev).nth(usize::try_from(before).ok()? - 1)?;
+                    return Some(last_before.ok()?.offset);
+                }
+                None => missing -= records,
+            }
+        }
+        None
     }
 
     /// How far a place is behind the head, in offsets, and whether what follows it has left memory.

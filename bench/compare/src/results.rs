@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::io::ErrorKind;
 use std::path::Path;
 
 use serde_json::Value;
@@ -82,9 +83,12 @@ impl Run {
         Ok(run)
     }
 
-    /// All runs of a directory, oldest first.
+    /// All runs of a directory, oldest first; none if there is no such directory.
     pub(crate) fn read_all(directory: &Path) -> Result<Vec<Self>, String> {
-        let entries = fs::read_dir(directory).map_err(|error| format!("{}: {error}", directory.display()))?;
+        let entries = match fs::read_dir(directory) {
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
+            entries => entries.map_err(|error| format!("{}: {error}", directory.display()))?,
+        };
         let mut paths: Vec<_> = entries.filter_map(|entry| Some(entry.ok()?.path())).collect();
         paths.retain(|path| path.extension().is_some_and(|extension| extension == "jsonl"));
         paths.sort();

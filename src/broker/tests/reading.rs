@@ -317,6 +317,25 @@ async fn no_more_comes_out_than_was_asked_for_unless_it_is_a_single_body() {
     }
 }
 
+#[tokio::test]
+async fn the_newest_records_are_joined_at_once_if_they_are_in_memory() {
+    let broker = Broker::open(Options::in_memory()).await.expect("memory is enough");
+    let lobby = room("lobby");
+    let publisher = broker.publisher("ada");
+    let mut records = 0;
+    for count in [1, 4, 1, 3, 2] {
+        publisher.publish(&lobby, &vec![NewRecord::new(b"x"); count], None).await.expect("stored");
+        records += count as u64;
+    }
+    let readers = broker.readers(1, Arc::<Woken>::default());
+    for count in 1..=records + 1 {
+        let join = JoinId(u32::try_from(count).expect("few"));
+        let joined = readers.join(join, 0, &lobby, Start::Last(count), None).expect("joined");
+        let Joining::Joined(facts) = joined else { panic!("the newest {count} need looking up: {joined:?}") };
+        assert_eq!((facts.start, facts.head), (Offset(records.saturating_sub(count)), Offset(records)));
+    }
+}
+
 /// A broker that keeps the newest five records of each room, has nothing in tails and builds volumes at once.
 async fn that_keeps_five() -> Broker {
     let mut options = Options::in_memory();
