@@ -6,7 +6,7 @@ use std::io::{self, ErrorKind, Read, Write};
 use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
-use crate::load::Target;
+use crate::peers::Target;
 use crate::poll::Poll;
 use crate::quic::Quic;
 use crate::wire::{Driver, Event, Sink, Start, Wire};

@@ -21,6 +21,9 @@ Options of run:
   --out FILE            where the raw lines go
   --port P              the first port to use";
 
+/// What can be measured, in the order in which it is.
+pub(crate) const WORKLOADS: &[&str] = &["W1", "W3", "W5", "W2", "W4", "W7"];
+
 pub(crate) struct Options {
     /// All cells; otherwise some are left out.
     pub(crate) full: bool,
@@ -41,7 +44,7 @@ pub(crate) fn run(arguments: &[String]) -> Result<Options, String> {
     let own = std::env::current_exe().map_err(|error| format!("this program's place: {error}"))?;
     let mut options = Options {
         full,
-        workloads: crate::run::WORKLOADS.iter().map(|name| (*name).to_owned()).collect(),
+        workloads: WORKLOADS.iter().map(|name| (*name).to_owned()).collect(),
         peers: PEERS.iter().map(|peer| peer.name.to_owned()).collect(),
         rounds: if full { 5 } else { 2 },
         warm_up: Duration::from_millis(if full { 500 } else { 200 }),

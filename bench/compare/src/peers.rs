@@ -7,7 +7,6 @@ use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use crate::load::Target;
 use crate::wire::{Driver, Mqtt, Nats, Raw, Redis, Roomlog, SocketIo};
 
 /// How long a server may take to listen, and to end.
@@ -314,6 +313,13 @@ impl Peer {
         command.current_dir(directory);
         command
     }
+}
+/// The server under load.
+#[derive(Clone, Copy)]
+pub(crate) struct Target {
+    pub(crate) address: SocketAddr,
+    pub(crate) pid: u32,
+    pub(crate) peer: &'static Peer,
 }
 
 /// A running server, in a directory of its own that goes with it.

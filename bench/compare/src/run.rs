@@ -8,13 +8,11 @@ use serde_json::{Value, json};
 
 use crate::environment;
 use crate::histogram::Histogram;
-use crate::load::{Target, Times, durable, fanout, idle, replay};
-use crate::options::Options;
-use crate::peers::{Peer, Role, Server};
+use crate::load::{Times, durable, fanout, idle, replay};
+use crate::options::{Options, WORKLOADS};
+use crate::peers::{Peer, Role, Server, Target};
 use crate::process;
 use crate::wire::Start;
-
-pub(crate) const WORKLOADS: &[&str] = &["W1", "W3", "W5", "W2", "W4", "W7"];
 
 /// Deliveries per second at which everybody's latency is compared.
 const FIXED_RATE: f64 = 100_000.0;

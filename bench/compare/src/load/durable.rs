@@ -3,10 +3,11 @@
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
-use super::{Span, Target, Times};
+use super::{Span, Times};
 use crate::histogram::Histogram;
 use crate::line::Lines;
 use crate::payload::Payload;
+use crate::peers::Target;
 use crate::wire::{Event, Wire};
 
 /// Without any answer for so long, what was not answered is lost.

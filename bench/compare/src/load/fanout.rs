@@ -3,11 +3,12 @@
 
 use std::time::{Duration, Instant};
 
-use super::{Span, Target, Times};
+use super::{Span, Times};
 use crate::histogram::Histogram;
 use crate::line::Lines;
 use crate::order::Order;
 use crate::payload::{self, Payload};
+use crate::peers::Target;
 use crate::wire::{Event, Start, Wire};
 
 /// Messages written at once at saturation.

@@ -2,8 +2,9 @@
 
 use std::time::Duration;
 
-use super::{Span, Target};
+use super::Span;
 use crate::line::Lines;
+use crate::peers::Target;
 use crate::process;
 use crate::wire::Start;
 

@@ -5,19 +5,9 @@ pub(crate) mod fanout;
 pub(crate) mod idle;
 pub(crate) mod replay;
 
-use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
-use crate::peers::Peer;
 use crate::process;
-
-/// The server under load.
-#[derive(Clone, Copy)]
-pub(crate) struct Target {
-    pub(crate) address: SocketAddr,
-    pub(crate) pid: u32,
-    pub(crate) peer: &'static Peer,
-}
 
 /// How long a part of a load takes.
 #[derive(Clone, Copy)]

@@ -2,10 +2,11 @@
 
 use std::time::{Duration, Instant};
 
-use super::{Span, Spent, Target};
+use super::{Span, Spent};
 use crate::line::Lines;
 use crate::order::Order;
 use crate::payload::{self, Payload};
+use crate::peers::Target;
 use crate::wire::{Event, Start, Wire};
 
 /// Without anything for so long, what has not come is lost.
