@@ -166,6 +166,7 @@ async fn an_application_that_stalls_while_records_pass_receives_all_of_them_and_
     let beside = pass(&client, &lobby, &mut follower, 2 * part..3 * part).await;
     pass(&client, &lobby, &mut follower, 3 * part..count).await;
     let passed = begun.elapsed();
+    server.metric_until("roomlog_subscription_lag_records", &[], |lag| lag > count as f64 / 2.0).await;
     let undisturbed = !timed || beside < alone * 3 + Duration::from_millis(500);
     assert!(undisturbed, "{alone:?} alone, {beside:?} beside one that stalls");
 
