@@ -170,6 +170,48 @@ pub(crate) fn goals() -> Vec<Goal> {
             round.of("roomlog-ws", Figure::Field(if key == "cpu" { "cpu_ratio" } else { "p99_ratio" }))
         }));
     }
+    goals.extend(growth_goals());
+    goals
+}
+
+/// Of directories that have grown.
+fn growth_goals() -> Vec<Goal> {
+    let field = |key: &'static str| move |round: &Round<'_>| round.of("roomlog-ws", Figure::Field(key));
+    let mut goals = Vec::new();
+    let sizes = [
+        ("1 k rooms", ("rooms", 1_000)),
+        ("100 k rooms", ("rooms", 100_000)),
+        ("1 M rooms", ("rooms", 1_000_000)),
+        ("1 GiB of history", ("history_mib", 1 << 10)),
+        ("4 GiB of history", ("history_mib", 4 << 10)),
+        ("16 GiB of history", ("history_mib", 16 << 10)),
+    ];
+    for (size, shape) in sizes {
+        for (part, key, what, bound) in [
+            ("saturation", "rate_ratio", "deliveries/s at saturation", Bound::AtLeast(0.9)),
+            ("acks", "rate_ratio", "acks/s, 16 × 256", Bound::AtLeast(0.9)),
+            ("fixed", "p99_ratio", "p99 at 100 k deliveries/s", Bound::AtMost(1.1)),
+            ("fixed", "cpu_ratio", "server CPU per delivery at 100 k/s", Bound::AtMost(1.1)),
+        ] {
+            let text = format!("W8 {what}, {size}, to a small directory");
+            goals.push(Goal::new("W8", part, &[shape], text, bound, field(key)));
+        }
+        for part in ["restart", "restart after kill -9"] {
+            let text = format!("W8 {part}, {size}");
+            let goal = Goal::new("W8", part, &[shape], text, Bound::AtMost(2000.0), field("restart_ms"));
+            goals.push(goal.unit(" ms"));
+        }
+    }
+    let shape = [("history_mib", 16 << 10), ("clients", 1000)];
+    for (text, key, most, scale, unit) in [
+        ("p50", "p50_us", 20.0, 1e-3, " ms"),
+        ("p99", "p99_us", 200.0, 1e-3, " ms"),
+        ("most memory of the server", "rss_peak_mib", 700.0, 1.0, " MiB"),
+    ] {
+        let text = format!("W9 opening 20 rooms, 16 GiB of history, 1000 clients, {text}");
+        let value = move |round: &Round<'_>| Some(scale * round.of("roomlog-ws", Figure::Field(key))?);
+        goals.push(Goal::new("W9", "opening", &shape, text, Bound::AtMost(most), value).unit(unit));
+    }
     goals
 }
 
@@ -197,4 +239,38 @@ pub(crate) fn text(run: &Run) -> String {
         text += &format!("{}: goal {sign} {bound}{}, {verdict}\n", goal.text, goal.unit);
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn a_goal_of_growth_is_of_its_own_size_and_takes_the_median_of_its_pairs() {
+        let mut run = Run {
+            file: String::new(),
+            environment: Value::Null,
+            peers: Vec::new(),
+            missing: Vec::new(),
+            cells: std::collections::BTreeMap::new(),
+        };
+        for (rooms, ratios) in [(1_000, [0.5, 0.95, 0.99]), (100_000, [0.7, 0.8, 1.2])] {
+            for (round, ratio) in (0..).zip(ratios) {
+                let line = json!({ "workload": "W8", "rooms": rooms, "part": "acks", "rate_ratio": ratio });
+                let rounds = run.cells.entry(Cell::of(&line)).or_default();
+                rounds.entry("roomlog-ws".to_owned()).or_default().insert(round, line);
+            }
+        }
+        let goals = goals();
+        let measured = |text: &str| {
+            let goal = goals.iter().find(|goal| goal.text.starts_with(text)).expect("there is such a goal");
+            goal.measured(&run).map(|spread| (spread.median, goal.reached(spread)))
+        };
+        assert_eq!(measured("W8 acks/s, 16 × 256, 1 k rooms"), Some((0.95, true)));
+        assert_eq!(measured("W8 acks/s, 16 × 256, 100 k rooms"), Some((0.8, false)));
+        assert_eq!(measured("W8 acks/s, 16 × 256, 1 M rooms"), None);
+        assert_eq!(measured("W8 deliveries/s at saturation, 1 k rooms"), None);
+    }
 }

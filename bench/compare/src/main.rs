@@ -2,10 +2,12 @@
 
 mod environment;
 mod goals;
+mod growth;
 mod histogram;
 mod limit;
 mod line;
 mod load;
+mod measured;
 mod options;
 mod order;
 mod payload;
@@ -13,6 +15,7 @@ mod peers;
 mod poll;
 mod process;
 mod quic;
+mod random;
 mod report;
 mod results;
 mod run;

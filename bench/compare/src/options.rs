@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use crate::growth::Size;
 use crate::peers::PEERS;
 
 pub(crate) const USAGE: &str = "\
@@ -17,12 +18,14 @@ Options of run:
   --rounds N            rounds, each with another order of the peers
   --seconds S           how long each part is measured
   --peer-bin NAME=PATH  the program of a peer; may be given again
+  --sizes 1000,4GiB     of W8 and W9: so many rooms, so much history
+  --pairs N             of W8: pairs of each size
   --data DIR            where the servers keep their data: a real disk
   --out FILE            where the raw lines go
   --port P              the first port to use";
 
 /// What can be measured, in the order in which it is.
-pub(crate) const WORKLOADS: &[&str] = &["W1", "W3", "W5", "W2", "W4", "W7"];
+pub(crate) const WORKLOADS: &[&str] = &["W1", "W3", "W5", "W2", "W4", "W7", "W8", "W9"];
 
 pub(crate) struct Options {
     /// All cells; otherwise some are left out.
@@ -33,6 +36,8 @@ pub(crate) struct Options {
     pub(crate) warm_up: Duration,
     pub(crate) measured: Duration,
     pub(crate) programs: Vec<(String, PathBuf)>,
+    pub(crate) sizes: Vec<Size>,
+    pub(crate) pairs: u64,
     pub(crate) data: PathBuf,
     pub(crate) out: Option<PathBuf>,
     pub(crate) port: u16,
@@ -50,6 +55,8 @@ pub(crate) fn run(arguments: &[String]) -> Result<Options, String> {
         warm_up: Duration::from_millis(if full { 500 } else { 200 }),
         measured: Duration::from_millis(if full { 2000 } else { 500 }),
         programs: Vec::new(),
+        sizes: if full { Size::FULL } else { Size::QUICK }.to_vec(),
+        pairs: if full { 10 } else { 3 },
         data: own.with_file_name("compare-data"),
         out: None,
         port: 17400,
@@ -70,6 +77,11 @@ pub(crate) fn run(arguments: &[String]) -> Result<Options, String> {
                 let (name, path) = value.split_once('=').ok_or("--peer-bin NAME=PATH")?;
                 options.programs.push((name.to_owned(), path.into()));
             }
+            "--sizes" => {
+                let sizes = value.split(',').map(Size::parse).collect::<Option<_>>();
+                options.sizes = sizes.ok_or_else(|| format!("--sizes: {value} is no list of rooms and GiB"))?;
+            }
+            "--pairs" => options.pairs = number(flag, value)?,
             "--data" => options.data = value.into(),
             "--out" => options.out = Some(value.into()),
             "--port" => options.port = number(flag, value)?,

@@ -15,6 +15,11 @@ pub(crate) struct Order {
 }
 
 impl Order {
+    /// Of a reader that begins at this number.
+    pub(crate) fn starting(first: u32) -> Self {
+        Self { next: first, ..Self::default() }
+    }
+
     /// Takes the number of a delivery.
     #[inline]
     pub(crate) fn take(&mut self, seq: Option<u32>) {
@@ -56,5 +61,10 @@ mod tests {
         }
         order.take(None);
         assert_eq!((order.duplicated, order.disordered, order.foreign, order.lost(8)), (1, 1, 1, 3));
+        let mut order = Order::starting(5);
+        for seq in [5, 7, 4] {
+            order.take(Some(seq));
+        }
+        assert_eq!((order.duplicated, order.lost(8)), (1, 1));
     }
 }

@@ -1,5 +1,7 @@
 //! What a payload says: which one it is and when it was due. Text, so that every peer can carry it.
 
+use crate::random::Random;
+
 /// `@`, 16 hexadecimal digits of time, 8 of number.
 const HEAD_BYTES: usize = 25;
 
@@ -16,12 +18,44 @@ impl Payload {
         Self { bytes: payload }
     }
 
+    /// Puts another text behind the head.
+    pub(crate) fn fill(&mut self, text: &mut Text) {
+        let body = &mut self.bytes[HEAD_BYTES..];
+        let at = text.random.below((text.pool.len() - body.len()) as u32) as usize;
+        body.copy_from_slice(&text.pool[at..at + body.len()]);
+    }
+
     /// The payload with this number, due at this time.
     pub(crate) fn write(&mut self, seq: u32, due_ns: u64) -> &[u8] {
         self.bytes[1..9].copy_from_slice(&hex((due_ns >> 32) as u32));
         self.bytes[9..17].copy_from_slice(&hex(due_ns as u32));
         self.bytes[17..25].copy_from_slice(&hex(seq));
         &self.bytes
+    }
+}
+
+/// Text about half of which compression takes away, as with what people write.
+pub(crate) struct Text {
+    pool: Vec<u8>,
+    random: Random,
+}
+
+impl Text {
+    pub(crate) fn new() -> Self {
+        // Long enough that a block seldom has the same place of it twice.
+        const POOL_BYTES: usize = 4 << 20;
+        const WORDS: u32 = 1024;
+        let mut random = Random::new(1);
+        let words: Vec<Vec<u8>> = (0..WORDS)
+            .map(|_| (0..2 + random.below(8)).map(|_| b'a' + random.below(26) as u8).chain([b' ']).collect())
+            .collect();
+        let mut pool = Vec::with_capacity(POOL_BYTES + 16);
+        while pool.len() < POOL_BYTES {
+            // Few words are most of any text.
+            let word = (0..3).fold(WORDS, |often, _| random.below(often) + 1) - 1;
+            pool.extend_from_slice(&words[word as usize]);
+        }
+        Self { pool, random }
     }
 }
 

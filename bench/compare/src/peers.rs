@@ -2,6 +2,7 @@
 
 use std::fs::{self, File};
 use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -322,6 +323,15 @@ pub(crate) struct Target {
     pub(crate) peer: &'static Peer,
 }
 
+/// How a server is brought to its end.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Stop {
+    /// It is asked, and may close its files.
+    Ask,
+    /// It has no time for anything.
+    Kill,
+}
+
 /// A running server, in a directory of its own that goes with it.
 pub(crate) struct Server {
     peer: &'static Peer,
@@ -334,15 +344,14 @@ pub(crate) struct Server {
 }
 
 impl Server {
-    /// Starts a peer on an empty directory and waits until it listens.
+    /// Starts a peer on this directory, made empty, and waits until it listens.
     pub(crate) fn start(
         peer: &'static Peer,
         program: &Path,
         port: u16,
         role: Role,
-        data: &Path,
+        directory: PathBuf,
     ) -> Result<Self, String> {
-        let directory = data.join(peer.name);
         let world = |what: &str, error: std::io::Error| format!("{}: {what}: {error}", peer.name);
         if directory.exists() {
             fs::remove_dir_all(&directory).map_err(|error| world("removing old data", error))?;
@@ -355,7 +364,8 @@ impl Server {
         Ok(server)
     }
 
-    fn spawn(&mut self) -> Result<(), String> {
+    /// Starts it, waits until it listens, and says when it was started.
+    fn spawn(&mut self) -> Result<Instant, String> {
         let (name, port) = (self.peer.name, self.port);
         let world = |what: &str, error: std::io::Error| format!("{name}: {what}: {error}");
         let address = self.address();
@@ -365,8 +375,8 @@ impl Server {
         let errors = output.try_clone().map_err(|error| world("its output", error))?;
         self.command = words(self.peer, &command, &self.directory);
         command.stdin(Stdio::null()).stdout(output).stderr(errors);
-        self.child = Some(command.spawn().map_err(|error| world("starting it", error))?);
         let start = Instant::now();
+        self.child = Some(command.spawn().map_err(|error| world("starting it", error))?);
         while TcpStream::connect(address).is_err() {
             if let Some(Ok(Some(status))) = self.child.as_mut().map(Child::try_wait) {
                 return Err(format!("{name} ended at once, {status}: {}", self.output()));
@@ -374,16 +384,25 @@ impl Server {
             if start.elapsed() > PATIENCE {
                 return Err(format!("{name} does not listen on {address}: {}", self.output()));
             }
-            std::thread::sleep(Duration::from_millis(10));
+            std::thread::sleep(Duration::from_millis(1));
         }
-        Ok(())
+        Ok(start)
+    }
+
+    /// Stops it as asked and starts it on what it has kept. Returns when it was started.
+    pub(crate) fn restart(&mut self, stop: Stop) -> Result<Instant, String> {
+        if let (Stop::Kill, Some(child)) = (stop, self.child.as_mut()) {
+            child.kill().map_err(|error| format!("{}: ending it: {error}", self.peer.name))?;
+        }
+        self.stop();
+        self.spawn()
     }
 
     /// Stops it, drops its files from the page cache, and starts it on what it has kept.
     pub(crate) fn restart_cold(&mut self) -> Result<(), String> {
         self.stop();
         uncache(&self.directory).map_err(|error| format!("{}: {error}", self.directory.display()))?;
-        self.spawn()
+        self.spawn().map(drop)
     }
 
     pub(crate) fn target(&self) -> Target {
@@ -396,10 +415,20 @@ impl Server {
     }
 
     /// The last lines that it wrote.
-    pub(crate) fn output(&self) -> String {
+    fn output(&self) -> String {
         let text = fs::read_to_string(self.directory.join("output")).unwrap_or_default();
         let lines: Vec<_> = text.lines().collect();
         lines[lines.len().saturating_sub(5)..].join(" / ")
+    }
+
+    /// An error, with what the server wrote.
+    pub(crate) fn says(&self, error: &str) -> String {
+        format!("{error} [{}]", self.output())
+    }
+
+    /// What its directory takes of the disk.
+    pub(crate) fn disk_mib(&self) -> u64 {
+        disk_bytes(&self.directory) >> 20
     }
 
     fn stop(&mut self) {
@@ -423,6 +452,16 @@ impl Drop for Server {
             eprintln!("{}: {error}", self.directory.display());
         }
     }
+}
+
+fn disk_bytes(directory: &Path) -> u64 {
+    let entries = fs::read_dir(directory).into_iter().flatten().flatten();
+    let bytes = entries.map(|entry| match entry.metadata() {
+        Ok(data) if data.is_dir() => disk_bytes(&entry.path()),
+        Ok(data) => data.blocks() * 512,
+        Err(_) => 0,
+    });
+    bytes.sum()
 }
 
 /// Drops all files of a directory from the page cache: only these, so that it needs no rights and disturbs nobody.

@@ -113,6 +113,9 @@ fn workload_section(number: usize, run: &Run, workload: &str, plots: &mut Vec<(S
         ("idle", Figure::Field("kib_per_connection"), "memory per idle connection", "KiB"),
         ("warm", Figure::Field("per_s"), "replay, page cache warm", "messages/s"),
         ("cold", Figure::Field("per_s"), "replay after a restart with a cold cache", "messages/s"),
+        ("restart", Figure::Field("restart_ms"), "time of a restart", "ms"),
+        ("restart after kill -9", Figure::Field("restart_ms"), "time of a restart after kill -9", "ms"),
+        ("opening", Figure::Field("p99_us"), "99 of 100 clients have opened their rooms", "µs"),
     ] {
         if !parts.contains(&part) {
             continue;
@@ -123,7 +126,7 @@ fn workload_section(number: usize, run: &Run, workload: &str, plots: &mut Vec<(S
         });
         let groups: Vec<_> = groups.filter(|group| !group.bars.is_empty()).collect();
         if !groups.is_empty() {
-            let name = format!("performance/run-{number}-{workload}-{part}.svg");
+            let name = format!("performance/run-{number}-{workload}-{}.svg", part.replace(' ', "-"));
             text += &format!("![{what}]({name})\n\n");
             plots.push((name, svg::bars(&format!("{workload}: {what}"), unit, &names, &groups)));
         }
@@ -186,6 +189,11 @@ fn row(cell: &Cell, rounds: &Rounds, name: &str, lines: &[&Value]) -> String {
     let more: Vec<_> = [
         ("kib_per_connection", " KiB per connection"),
         ("all_ms", " ms until all are done"),
+        ("restart_ms", " ms until a hello is answered"),
+        ("disk_mib", " MiB on the disk"),
+        ("rss_peak_mib", " MiB RSS at most"),
+        ("rate_ratio", " × rate"),
+        ("p50_ratio", " × p50"),
         ("p99_ratio", " × p99"),
         ("cpu_ratio", " × CPU"),
     ]
@@ -221,6 +229,8 @@ fn title(workload: &str) -> &'static str {
         "W4" => "replay of 1 M × 128 B",
         "W5" => "idle joined connections",
         "W7" => "a slow reader among fast ones",
+        "W8" => "growth: the same rates beside a small directory, and restarts",
+        "W9" => "clients that each open 20 rooms at their last 50 records",
         _ => "",
     }
 }

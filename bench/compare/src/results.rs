@@ -16,6 +16,7 @@ pub(crate) const SHAPE: &[(&str, &str)] = &[
     ("window", "in flight each"),
     ("joiners", "joiners"),
     ("history_mib", "MiB of history"),
+    ("clients", "clients"),
 ];
 
 /// One run of the harness: a file of raw lines.

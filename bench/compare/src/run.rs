@@ -7,16 +7,19 @@ use std::path::{Path, PathBuf};
 use serde_json::{Value, json};
 
 use crate::environment;
-use crate::histogram::Histogram;
-use crate::load::{Times, durable, fanout, idle, replay};
+use crate::growth::{Growth, Size};
+use crate::load::{Times, durable, fanout, idle, opening, replay};
+use crate::measured::{acks_line, fanout_line};
 use crate::options::{Options, WORKLOADS};
-use crate::peers::{Peer, Role, Server, Target};
+use crate::peers::{Durability, Peer, Role, Server};
 use crate::process;
 use crate::wire::Start;
 
 /// Deliveries per second at which everybody's latency is compared.
 const FIXED_RATE: f64 = 100_000.0;
 const W2_RATE: f64 = 20_000.0;
+/// How fast those arrive who open rooms.
+const CLIENTS_PER_S: f64 = 100.0;
 
 struct Run<'a> {
     options: &'a Options,
@@ -72,10 +75,13 @@ pub(crate) fn run(options: &Options) -> Result<(), String> {
                 "W3" => run.w3()?,
                 "W4" => run.w4()?,
                 "W5" => run.w5()?,
-                _ => run.w7()?,
+                "W7" => run.w7()?,
+                // Once in a run, behind the rounds: it has pairs of its own.
+                _ => {}
             }
         }
     }
+    run.growth()?;
     println!("raw lines: {}", path.display());
     Ok(())
 }
@@ -113,18 +119,28 @@ impl Run<'_> {
         measure: impl FnOnce(&mut Server) -> Result<Vec<Value>, String>,
     ) -> Result<(), String> {
         let Some(durability) = peer.durability(role) else { return Ok(()) };
-        let server = Server::start(peer, program, self.options.port, role, &self.options.data);
+        let directory = self.options.data.join(peer.name);
+        let server = Server::start(peer, program, self.options.port, role, directory);
         let (lines, command) = match server {
             Ok(mut server) => {
-                let lines = measure(&mut server).map_err(|error| format!("{error} [{}]", server.output()));
+                let lines = measure(&mut server).map_err(|error| server.says(&error));
                 (lines, server.command.clone())
             }
             Err(error) => (Err(error), String::new()),
         };
-        let lines = lines.unwrap_or_else(|error| {
-            println!("{name} {}: {error}", peer.name);
-            vec![json!({ "failed": error })]
-        });
+        let lines = lines.unwrap_or_else(|error| vec![json!({ "failed": error })]);
+        self.record(peer, durability, &command, name, lines)
+    }
+
+    /// Writes the lines of a turn: with what they are of, and as they are for people.
+    fn record(
+        &mut self,
+        peer: &'static Peer,
+        durability: Durability,
+        command: &str,
+        name: &Value,
+        lines: Vec<Value>,
+    ) -> Result<(), String> {
         for mut line in lines {
             let fields = line.as_object_mut().expect("lines are objects");
             fields.insert("line".to_owned(), json!("measured"));
@@ -150,7 +166,7 @@ impl Run<'_> {
                 let name = json!({ "workload": "W1", "subscribers": subscribers });
                 self.turn(peer, &program, Role::Fanout, &name, |server| {
                     let target = server.target();
-                    let mut load = fanout::Fanout::open(target, one_room(subscribers, 128))?;
+                    let mut load = fanout::Fanout::open(target, fanout::Shape::one_room(subscribers, 128))?;
                     let mut lines = Vec::new();
                     let saturation = load.run(fanout::Mode::Window(window), times)?;
                     let half = saturation.deliveries_per_s / 2.0;
@@ -180,18 +196,7 @@ impl Run<'_> {
                         let target = server.target();
                         let shape = durable::Shape { connections, window, payload_bytes };
                         let measured = durable::run(&target, shape, times)?;
-                        let mut line = json!({
-                            "part": "acks",
-                            "per_s": measured.acks_per_s,
-                            "count": measured.acks,
-                            "seconds": measured.seconds,
-                            "server_cpu_s": measured.server_cpu_s,
-                            "client_cpu_s": measured.client_cpu_s,
-                            "lost": measured.lost,
-                            "rss_kib": process::rss_kib(target.pid)?,
-                        });
-                        quantiles(&measured.latency, &mut line);
-                        Ok(vec![line])
+                        Ok(vec![acks_line("acks", &measured, &target)?])
                     })?;
                 }
             }
@@ -301,7 +306,7 @@ impl Run<'_> {
             let first = self.round * pairs;
             self.turn(peer, &program, Role::Fanout, &name, |server| {
                 let target = server.target();
-                let mut load = fanout::Fanout::open(target, one_room(100, 1024))?;
+                let mut load = fanout::Fanout::open(target, fanout::Shape::one_room(100, 1024))?;
                 let mut lines = Vec::new();
                 // Before each part so much is sent that what lies between server and reader is full.
                 let mut part = |stalled: bool| {
@@ -338,44 +343,44 @@ impl Run<'_> {
         }
         Ok(())
     }
-}
 
-/// One room.
-fn one_room(subscribers: u32, payload_bytes: usize) -> fanout::Shape {
-    fanout::Shape { rooms: 1, subscribers_per_room: subscribers, publishers: 1, payload_bytes }
-}
-
-fn fanout_line(part: &str, rate: Option<f64>, measured: &fanout::Measured, target: &Target) -> Result<Value, String> {
-    let mut line = json!({
-        "part": part,
-        "per_s": measured.deliveries_per_s,
-        "count": measured.deliveries,
-        "seconds": measured.seconds,
-        "server_cpu_s": measured.server_cpu_s,
-        "client_cpu_s": measured.client_cpu_s,
-        "lost": measured.lost,
-        "duplicated": measured.duplicated,
-        "disordered": measured.disordered,
-        "foreign": measured.foreign,
-        "rss_kib": process::rss_kib(target.pid)?,
-    });
-    if let Some(rate) = rate {
-        line["rate"] = json!(rate);
-        quantiles(&measured.latency, &mut line);
-    }
-    Ok(line)
-}
-
-fn quantiles(latency: &Histogram, line: &mut Value) {
-    for (name, part) in [("p50_us", 0.5), ("p99_us", 0.99), ("p999_us", 0.999)] {
-        line[name] = json!(latency.quantile_us(part));
+    /// Directories that have grown (W8), and clients that open rooms of the largest history (W9).
+    fn growth(&mut self) -> Result<(), String> {
+        let options = self.options;
+        let wanted = |name: &str| options.workloads.iter().any(|workload| workload == name);
+        let found = self.peers.iter().find(|(peer, _)| peer.name == "roomlog-ws");
+        let Some((peer, program)) = found.cloned() else { return Ok(()) };
+        let histories = options.sizes.iter().filter_map(|size| match size {
+            Size::HistoryMib(mib) => Some(*mib),
+            Size::Rooms(_) => None,
+        });
+        let clients = if options.full { 1000 } else { 200 };
+        let shape = opening::Shape { clients, rooms_each: 20, last: 50, clients_per_s: CLIENTS_PER_S };
+        let repeats = if options.full { 5 } else { 3 };
+        let growth = Growth {
+            peer,
+            program: &program,
+            port: options.port,
+            data: &options.data,
+            times: self.times(),
+            rates: wanted("W8"),
+            pairs: options.pairs,
+            restarts: repeats,
+            opening: histories.max().filter(|_| wanted("W9")).map(|mib| (Size::HistoryMib(mib), shape, repeats)),
+        };
+        for size in &options.sizes {
+            growth.measure(*size, &mut |name, command, lines| {
+                self.record(peer, Durability::Disk, command, name, lines)
+            })?;
+        }
+        Ok(())
     }
 }
 
 /// A measured line for people.
 fn brief(line: &Value) -> String {
     let mut text = format!("round {} {}", line["round"], line["workload"].as_str().unwrap_or_default());
-    for key in ["payload_bytes", "subscribers", "connections", "window"] {
+    for key in ["payload_bytes", "rooms", "history_mib", "subscribers", "connections", "clients", "window"] {
         if let Some(value) = line.get(key) {
             text += &format!(" {key} {value}");
         }
@@ -386,15 +391,26 @@ fn brief(line: &Value) -> String {
     }
     text += &format!(" {}", line["part"].as_str().unwrap_or_default());
     let number = |key: &str| line[key].as_f64().unwrap_or_default();
-    for (key, unit) in [("kib_per_connection", "KiB"), ("all_ms", "ms"), ("p99_ratio", "x p99"), ("cpu_ratio", "x CPU")]
-    {
+    for (key, unit) in [
+        ("kib_per_connection", "KiB"),
+        ("all_ms", "ms"),
+        ("restart_ms", "ms"),
+        ("disk_mib", "MiB on the disk"),
+        ("rss_peak_mib", "MiB RSS at most"),
+        ("rate_ratio", "x rate"),
+        ("p50_ratio", "x p50"),
+        ("p99_ratio", "x p99"),
+        ("cpu_ratio", "x CPU"),
+    ] {
         if line[key].is_number() {
             text += &format!(" {:.3} {unit}", number(key));
         }
     }
-    let (count, cpu) = (number("count").max(1.0), number("server_cpu_s"));
-    text += &format!(": {:.0}/s, server CPU {:.3} s/M", number("per_s"), cpu / count * 1e6);
-    text += &format!(", client {:.2} cores", number("client_cpu_s") / number("seconds").max(1e-9));
+    if line["per_s"].is_number() {
+        let (count, cpu) = (number("count").max(1.0), number("server_cpu_s"));
+        text += &format!(": {:.0}/s, server CPU {:.3} s/M", number("per_s"), cpu / count * 1e6);
+        text += &format!(", client {:.2} cores", number("client_cpu_s") / number("seconds").max(1e-9));
+    }
     if line["p50_us"].is_number() {
         text += &format!(", p50 {:.0} p99 {:.0} us", number("p50_us"), number("p99_us"));
     }

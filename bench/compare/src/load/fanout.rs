@@ -24,6 +24,13 @@ pub(crate) struct Shape {
     pub(crate) payload_bytes: usize,
 }
 
+impl Shape {
+    /// One room with one publisher.
+    pub(crate) fn one_room(subscribers: u32, payload_bytes: usize) -> Self {
+        Self { rooms: 1, subscribers_per_room: subscribers, publishers: 1, payload_bytes }
+    }
+}
+
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Mode {
     /// Messages on their way at most, on the average of the subscribers.

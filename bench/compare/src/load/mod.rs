@@ -2,7 +2,9 @@
 
 pub(crate) mod durable;
 pub(crate) mod fanout;
+pub(crate) mod fill;
 pub(crate) mod idle;
+pub(crate) mod opening;
 pub(crate) mod replay;
 
 use std::time::{Duration, Instant};

@@ -21,6 +21,8 @@ pub(crate) enum Event<'a> {
     Ready,
     /// A room is joined.
     Joined,
+    /// What is delivered next is of this room. Only from who is asked for several rooms on one connection.
+    Room(u32),
     /// A payload of a joined room.
     Delivered(&'a [u8]),
     /// So many publishes were answered.

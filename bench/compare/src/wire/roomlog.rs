@@ -84,7 +84,7 @@ impl Wire for Roomlog {
     fn join(&mut self, room: u32, start: Start, out: &mut Vec<u8>) {
         let mut body = vec![2];
         uint(self.request(), &mut body);
-        uint(u64::from(room) + 1, &mut body);
+        uint(join_id(room), &mut body);
         text(&format!("room{room}"), &mut body);
         match start {
             Start::New => body.push(0),
@@ -225,15 +225,16 @@ impl Frames {
         let Some(number) = reader.byte() else { return Ok(None) };
         if number == 128 {
             let mut head = || {
-                let (_join, from, to, _prev) = (reader.uint()?, reader.uint()?, reader.uint()?, reader.uint()?);
+                let (join, from, to, _prev) = (reader.uint()?, reader.uint()?, reader.uint()?, reader.uint()?);
                 let (version, _count) = (reader.byte()?, reader.uint()?);
                 let (first, _span, _time) = (reader.uint()?, reader.uint()?, reader.uint()?);
-                Some((from, to, version, first))
+                Some((join, from, to, version, first))
             };
-            let Some((from, to, version, first)) = head() else { return Ok(None) };
+            let Some((join, from, to, version, first)) = head() else { return Ok(None) };
             if version != 1 {
                 return Err(format!("a batch of version {version}"));
             }
+            sink.event(Event::Room(room(join)));
             (self.from, self.to, self.first) = (from, to, first);
             (self.runs_left, self.records_left) = (end - reader.at, 0);
             return Ok(Some(()));
@@ -285,6 +286,15 @@ impl Frames {
         }
         Ok(Some(()))
     }
+}
+
+/// The name of a room's join on its connection.
+fn join_id(room: u32) -> u64 {
+    u64::from(room) + 1
+}
+
+fn room(join: u64) -> u32 {
+    join.wrapping_sub(1) as u32
 }
 
 /// The payload of the record at the front, which must be all there.

@@ -10,6 +10,8 @@ fn pieces(make: impl Fn() -> Driver, stream: &[u8], size: usize) -> (Vec<Vec<u8>
             Event::Delivered(payload) => delivered.push(payload.to_vec()),
             Event::Answered(count) => answered += count,
             Event::Ready | Event::Joined => other += 1,
+            // The examples are of join 3.
+            Event::Room(room) => assert_eq!(room, 2),
         };
         let done = driver.read(&kept, &mut out, &mut sink).expect("the stream is right");
         kept.drain(..done);
