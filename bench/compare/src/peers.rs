@@ -68,6 +68,9 @@ enum Kind {
     SocketIo,
 }
 
+/// The one that `install-peers.sh` puts there is newer than Debian's.
+const NATS_SERVER: &[&str] = &[concat!(env!("CARGO_MANIFEST_DIR"), "/peers/bin/nats-server"), "/usr/sbin/nats-server"];
+
 pub(crate) const PEERS: &[Peer] = &[
     Peer {
         name: "limit",
@@ -126,7 +129,7 @@ pub(crate) const PEERS: &[Peer] = &[
     Peer {
         name: "nats",
         program: "nats-server",
-        places: &["/usr/sbin/nats-server"],
+        places: NATS_SERVER,
         fanout: Some(Durability::Memory),
         kept: None,
         replays: false,
@@ -135,7 +138,7 @@ pub(crate) const PEERS: &[Peer] = &[
     Peer {
         name: "jetstream",
         program: "nats-server",
-        places: &["/usr/sbin/nats-server"],
+        places: NATS_SERVER,
         fanout: None,
         kept: Some(Durability::Kernel),
         replays: false,
@@ -144,7 +147,7 @@ pub(crate) const PEERS: &[Peer] = &[
     Peer {
         name: "jetstream-always",
         program: "nats-server",
-        places: &["/usr/sbin/nats-server"],
+        places: NATS_SERVER,
         fanout: None,
         kept: Some(Durability::Disk),
         replays: false,
@@ -227,11 +230,20 @@ impl Peer {
         let directory = std::env::temp_dir().join(format!("roomlog-compare-{}", std::process::id()));
         let accepts = fs::create_dir_all(&directory).and_then(|()| self.configure(0, &directory)).and_then(|()| {
             let mut command = Command::new(program);
-            command.args(["-t", "-c", "conf"]).current_dir(&directory).stdout(Stdio::null()).stderr(Stdio::null());
+            command
+                .args(["-t", "-c", self.configuration()])
+                .current_dir(&directory)
+                .stdout(Stdio::null())
+                .stderr(Stdio::null());
             command.status()
         });
         let _ = fs::remove_dir_all(&directory);
         accepts.is_ok_and(|status| status.success())
+    }
+
+    /// Its configuration file: one of them tells the format by the name.
+    fn configuration(&self) -> &'static str {
+        if matches!(self.kind, Kind::Rumqttd) { "conf.toml" } else { "conf" }
     }
 
     /// Writes the configuration file of those that need one.
@@ -255,7 +267,7 @@ impl Peer {
             ),
             _ => return Ok(()),
         };
-        fs::write(directory.join("conf"), text)
+        fs::write(directory.join(self.configuration()), text)
     }
 
     /// Whether its connections are QUIC's; everybody else's are TCP's.
@@ -308,7 +320,9 @@ impl Peer {
                     command.args(["--appendonly", "yes", "--appendfsync", sync]);
                 }
             }
-            Kind::Nats | Kind::JetStream { .. } | Kind::Mosquitto | Kind::Rumqttd => drop(command.args(["-c", "conf"])),
+            Kind::Nats | Kind::JetStream { .. } | Kind::Mosquitto | Kind::Rumqttd => {
+                command.args(["-c", self.configuration()]);
+            }
             Kind::SocketIo => drop(command.args([SOCKETIO, &port_text])),
         }
         command.current_dir(directory);
@@ -494,8 +508,8 @@ fn words(peer: &Peer, command: &Command, directory: &Path) -> String {
         }
     });
     let mut text = settings.chain([program.to_owned()]).chain(arguments).collect::<Vec<_>>().join(" ");
-    if let Ok(configuration) = fs::read_to_string(directory.join("conf")) {
-        text += &format!(" # conf: {}", configuration.trim_end().replace('\n', "; "));
+    if let Ok(configuration) = fs::read_to_string(directory.join(peer.configuration())) {
+        text += &format!(" # {}: {}", peer.configuration(), configuration.trim_end().replace('\n', "; "));
     }
     text
 }

@@ -114,6 +114,13 @@ pub(crate) fn run(target: &Target, shape: Shape, times: Times) -> Result<Measure
         lines.ready = ready;
     }
     let (spent, measured) = spent.ok_or("nothing was measured")?;
+    if measured == 0 {
+        return Err(format!(
+            "none of {} publishes was answered in {:.1} s",
+            shape.connections * shape.window,
+            spent.seconds
+        ));
+    }
     Ok(Measured {
         acks_per_s: measured as f64 / spent.seconds,
         acks: measured,
