@@ -193,6 +193,7 @@ impl Growth<'_> {
                 "server_cpu_s": process::cpu_s(target.pid)? - before,
                 "rss_kib": process::rss_kib(target.pid)?,
                 "disk_mib": filled.server.disk_mib(),
+                "round": 0,
             })])
         };
         let mut line = work(&mut filled).map_err(|error: String| filled.server.says(&error))?;
@@ -238,7 +239,7 @@ impl Filled {
 }
 
 fn failed(error: &str) -> Vec<Value> {
-    vec![json!({ "failed": error })]
+    vec![json!({ "failed": error, "round": 0 })]
 }
 
 /// The line of the grown directory, with that of the small one in it, and the ratios of the two.
