@@ -23,6 +23,10 @@ const FORMAT: u32 = 1;
 /// Zeros are written in pieces of so many bytes.
 const ZEROS_BYTES: usize = 256 << 10;
 
+/// Zeros that are synced together. A device that is told to flush finishes all that it has been given: with a whole
+/// file of zeros on their way a commit would wait for as much.
+const SYNCED_BYTES: u64 = 1 << 20;
+
 /// The first sector of a journal file.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct FileHeader {
@@ -147,6 +151,9 @@ fn fill(file: &dyn DiskFile, header: &FileHeader) -> std::io::Result<()> {
         let count = (header.bytes - at).min(ZEROS_BYTES as u64);
         file.write_all_at(&zeros[..usize::try_from(count).expect("at most a piece")], at)?;
         at += count;
+        if at % SYNCED_BYTES == 0 {
+            file.sync_data()?;
+        }
     }
     file.write_all_at(&header.encode(), 0)?;
     file.sync_data()
