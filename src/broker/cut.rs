@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 
-use crate::protocol::{Batch, BatchBuilder, WireError};
+use crate::protocol::{Batch, BatchBuilder, Meant, WireError};
 use crate::storage::{Block, Source};
 use crate::types::Offset;
 
@@ -33,24 +33,13 @@ pub(crate) fn cut(block: &Block, after: Offset, to: Offset, floor: Offset) -> Re
     }
     let after = after.max(floor);
     let batch = Batch::parse(&block.body)?;
-    let (mut meant, mut from, mut last, mut prev) = (0_u32, None, Offset::ZERO, block.prev);
-    for record in batch.records(block.prev) {
-        let record = record?;
-        if record.offset <= after {
-            prev = record.offset;
-        } else if record.offset <= to {
-            from.get_or_insert(record.offset);
-            last = record.offset;
-            meant += 1;
-        }
-    }
-    let Some(from) = from else { return Ok(None) };
-    let body = if block.first > floor && meant >= batch.header.count.div_ceil(2) {
+    let Some(Meant { from, to, prev, count }) = batch.meant(block.prev, after, to)? else { return Ok(None) };
+    let body = if block.first > floor && count >= batch.header.count.div_ceil(2) {
         block.body.clone()
     } else {
         let mut builder = BatchBuilder::new();
-        builder.push_part(&batch, from, last)?;
+        builder.push_part(&batch, from, to)?;
         builder.finish().1
     };
-    Ok(Some(Part { from, to: last, prev, body, source: block.source }))
+    Ok(Some(Part { from, to, prev, body, source: block.source }))
 }

@@ -1,12 +1,13 @@
 //! The batch: consecutive records of one room in one encoded body, the unit of commit, storage, fan-out and replay.
 //!
-//! A body is a [`BatchHeader`] and a sequence of *runs*. A run is what one publish added: a [`RunHeader`] with
+//! A body is a [`BatchHeader`] and a sequence of *runs*. A run is what one publish added, or several of one publisher
+//! that were committed together: a [`RunHeader`] with
 //! everything that its records share, and the records as the publisher encoded them. So the committer writes a
 //! few bytes per publish and copies the rest, and two bodies are merged by joining their runs.
 
 use bytes::Bytes;
 
-use super::wire::{WireError, decode, decode_head, encode_into, encoded_len};
+use super::wire::{WireError, decode, decode_head, decode_length, encode_into, encoded_len};
 use crate::types::{NewRecord, Offset, PublisherId, Record, Time};
 
 /// The version byte that every body begins with.
@@ -38,7 +39,7 @@ impl BatchHeader {
     }
 }
 
-/// What the records of one publish share.
+/// What the records of one publish, or of several of one publisher in a row, share.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, bincode::Encode, bincode::BorrowDecode)]
 pub struct RunHeader<'a> {
     /// The first record's offset, counted from the batch's first.
@@ -79,7 +80,7 @@ impl<'a> RecordArea<'a> {
         if self.0.is_empty() {
             return Ok(None);
         }
-        let (length, rest) = decode_head::<u32>("a record's length", self.0)?;
+        let (length, rest) = decode_length("a record's length", self.0)?;
         let length = length as usize;
         if rest.len() < length {
             return Err(WireError::Truncated { what: "a record" });
@@ -133,7 +134,7 @@ impl<'a> Batch<'a> {
         Ok(Self { header, runs })
     }
 
-    /// The runs, one per publish.
+    /// The runs.
     #[must_use]
     pub fn runs(&self) -> Runs<'a> {
         Runs { header: self.header, rest: self.runs, records: 0, last: Offset::ZERO, time: self.header.time }
@@ -143,6 +144,48 @@ impl<'a> Batch<'a> {
     #[must_use]
     pub fn records(&self, prev: Offset) -> Records<'a> {
         Records { runs: self.runs(), run: None, prev }
+    }
+
+    /// What there is of its records behind `after` and up to `to`; `None` if there is none. `prev` is the offset of the
+    /// record before the first one. Looks at the heads of runs, not at records.
+    ///
+    /// # Errors
+    /// When a run header is not one.
+    pub fn meant(&self, prev: Offset, after: Offset, to: Offset) -> Result<Option<Meant>, WireError> {
+        let mut meant: Option<Meant> = None;
+        let mut before = prev;
+        for run in self.runs() {
+            let run = run?;
+            let step = run.header.step;
+            let front = after.0.checked_sub(run.first.0).map_or(0, |behind| behind / step + 1);
+            let back = to.0.checked_sub(run.first.0).map_or(0, |behind| behind / step + 1).min(run.header.count.into());
+            if front < back {
+                let offset = |index: u64| Offset(run.first.0 + index * step);
+                let prev = if front == 0 { before } else { offset(front - 1) };
+                let part = meant.get_or_insert(Meant { from: offset(front), to: Offset::ZERO, prev, count: 0 });
+                part.to = offset(back - 1);
+                part.count += u32::try_from(back - front).expect("at most a run's count");
+            }
+            before = run.last();
+        }
+        Ok(meant)
+    }
+
+    /// The offset of the record before the newest `count`, which is less than there are. Looks at the heads of runs, not
+    /// at records.
+    ///
+    /// # Errors
+    /// When a run header is not one.
+    pub fn before_last(&self, count: u32) -> Result<Offset, WireError> {
+        let mut left = u64::from(self.header.count.saturating_sub(count)).saturating_sub(1);
+        for run in self.runs() {
+            let run = run?;
+            if left < u64::from(run.header.count) {
+                return Ok(Offset(run.first.0 + left * run.header.step));
+            }
+            left -= u64::from(run.header.count);
+        }
+        Err(WireError::invalid("a batch", "it holds fewer records than it says"))
     }
 
     /// Whether everything within is canonical, in order, and as many records as the header says.
@@ -155,6 +198,19 @@ impl<'a> Batch<'a> {
         }
         Ok(())
     }
+}
+
+/// Consecutive records of a batch.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Meant {
+    /// The first one's offset.
+    pub from: Offset,
+    /// The last one's offset.
+    pub to: Offset,
+    /// The offset of the record before the first one.
+    pub prev: Offset,
+    /// How many they are.
+    pub count: u32,
 }
 
 /// One run of a batch.
@@ -192,7 +248,7 @@ impl<'a> Run<'a> {
     }
 }
 
-/// The runs of a batch, one per publish; it ends with the first error.
+/// The runs of a batch; it ends with the first error.
 ///
 /// They are in order, and together as many records as the header says: what is not so is an error.
 #[derive(Clone, Debug)]

@@ -19,7 +19,7 @@ pub use answer::{
     Published, RoomList, RoomSummary, StreamHead, Void, Welcome, WelcomeLimits,
 };
 pub use batch::{
-    BATCH_BYTES_MAX, BATCH_VERSION, Batch, BatchBuilder, BatchHeader, RecordArea, Records, Run, RunHeader, Runs,
+    BATCH_BYTES_MAX, BATCH_VERSION, Batch, BatchBuilder, BatchHeader, Meant, RecordArea, Records, Run, RunHeader, Runs,
 };
 pub use close::Close;
 pub use frame::{ClientFrame, ServerFrame};

@@ -105,6 +105,19 @@ where
     Ok((value, &bytes[consumed..]))
 }
 
+/// Reads a canonical length from the front; returns it and what follows. As [`decode_head`], which the lengths of
+/// most records need not take.
+#[inline]
+pub(crate) fn decode_length<'a>(what: &'static str, bytes: &'a [u8]) -> Result<(u32, &'a [u8]), WireError> {
+    match bytes {
+        [length @ 0..=250, rest @ ..] => Ok((u32::from(*length), rest)),
+        [251, low, high, rest @ ..] if *high > 0 || *low > 250 => {
+            Ok((u32::from(u16::from_le_bytes([*low, *high])), rest))
+        }
+        _ => decode_head::<u32>(what, bytes),
+    }
+}
+
 /// Reads a canonical value that takes all the bytes.
 #[inline]
 pub(crate) fn decode<'a, T>(what: &'static str, bytes: &'a [u8]) -> Result<T, WireError>

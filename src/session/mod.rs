@@ -317,8 +317,8 @@ pub(crate) fn records_meant(part: &Part) -> u64 {
     if batch.header.first >= part.from && batch.header.last() <= part.to {
         return u64::from(batch.header.count);
     }
-    let meant = |offset: Offset| offset >= part.from && offset <= part.to;
-    batch.records(part.prev).filter(|record| record.as_ref().is_ok_and(|record| meant(record.offset))).count() as u64
+    let meant = batch.meant(part.prev, Offset(part.from.0.saturating_sub(1)), part.to);
+    meant.ok().flatten().map_or(0, |meant| u64::from(meant.count))
 }
 
 #[cfg(test)]

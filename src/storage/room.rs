@@ -4,11 +4,10 @@ use std::collections::VecDeque;
 use std::fmt;
 use std::sync::Arc;
 
-use parking_lot::Mutex;
-
 use super::block::Block;
 use super::commit::{BodyPlace, Floor};
 use super::publishers::Publishers;
+use crate::lock::Mutex;
 use crate::protocol::Batch;
 use crate::types::{Offset, RoomName, Time};
 
@@ -193,10 +192,7 @@ impl Room {
             let records = u64::from(batch.header.count);
             match records.checked_sub(missing) {
                 Some(0) => return Some(block.prev),
-                Some(before) => {
-                    let last_before = batch.records(block.prev).nth(usize::try_from(before).ok()? - 1)?;
-                    return Some(last_before.ok()?.offset);
-                }
+                Some(_) => return batch.before_last(u32::try_from(missing).ok()?).ok(),
                 None => missing -= records,
             }
         }

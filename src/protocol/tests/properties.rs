@@ -84,6 +84,44 @@ fn batch_gives_the_records_it_was_made_of() {
 }
 
 #[test]
+fn what_is_meant_of_a_batch_is_told_by_its_runs() {
+    for_seeds(150, |draw| {
+        let stuff = Stuff::draw(draw);
+        let bytes = body(draw, &stuff);
+        let batch = Batch::parse(&bytes).expect("whole");
+        let all: Vec<_> = batch.records(Offset(0)).map(|record| record.expect("whole")).collect();
+        for _ in 0..20 {
+            let mut bound = || Offset((all[draw.below(all.len())].offset.0 + draw.u64() % 3).saturating_sub(1));
+            let (after, to) = (bound(), bound());
+            let wanted: Vec<_> = all.iter().filter(|it| it.offset > after && it.offset <= to).collect();
+            let meant = batch.meant(Offset::ZERO, after, to).expect("whole");
+            assert_eq!(meant.is_some(), !wanted.is_empty());
+            if let (Some(meant), [first, ..]) = (meant, &wanted[..]) {
+                let last = wanted[wanted.len() - 1].offset;
+                let count = u32::try_from(wanted.len()).expect("few");
+                assert_eq!(meant, Meant { from: first.offset, to: last, prev: first.prev, count });
+            }
+        }
+        for (index, record) in all.iter().enumerate().take(all.len() - 1) {
+            let newer = u32::try_from(all.len() - 1 - index).expect("few");
+            assert_eq!(batch.before_last(newer), Ok(record.offset));
+        }
+    });
+}
+
+#[test]
+fn a_length_is_read_as_any_other_integer() {
+    for_seeds(2000, |draw| {
+        let mut bytes = vec![0; draw.below(7)];
+        bytes.iter_mut().for_each(|byte| *byte = draw.u8());
+        if let (Some(first), true) = (bytes.first_mut(), draw.below(2) == 0) {
+            *first = 249 + draw.u8() % 7;
+        }
+        assert_eq!(wire::decode_length("a length", &bytes), wire::decode_head::<u32>("a length", &bytes), "{bytes:?}");
+    });
+}
+
+#[test]
 fn push_part_is_a_filter_of_records() {
     let plain =
         |record: &Record<'_>| (record.offset, record.time, record.publisher, record.seq, record.user.to_owned());
