@@ -66,6 +66,7 @@ pub mod cli;
 pub mod client;
 #[cfg(feature = "server")]
 pub mod config;
+mod lock;
 pub mod metrics;
 pub mod protocol;
 #[cfg(feature = "server")]

@@ -8,7 +8,7 @@ use tokio::sync::oneshot;
 
 use super::{Broker, Error};
 use crate::protocol::RecordArea;
-use crate::storage::{Appended, Outcome, Refused, Reply, Submission, Targets, record_hash};
+use crate::storage::{Answer, Appended, Outcome, Refused, Reply, Submission, Targets, record_hash};
 use crate::types::{Code, NewRecord, Offset, PublisherId, RoomName};
 
 /// The longest user, in bytes: as for a room's name.
@@ -142,7 +142,7 @@ impl Publisher {
         };
         let publisher = queue.publisher;
         let count = hashes.len() as u64;
-        submission.push(target, Arc::clone(&self.user), publisher, queue.seq, expect, 0, area, hashes);
+        submission.push(&target, &self.user, publisher, queue.seq, expect, 0, area, &hashes);
         queue.seq += count;
         self.broker.submit(&mut submission);
         drop(rooms);
@@ -165,13 +165,11 @@ fn identity() -> Result<PublisherId, Error> {
 struct Once(Mutex<Option<oneshot::Sender<Outcome>>>);
 
 impl Reply for Once {
-    fn answered(&self, _tag: u32, _bytes: usize, outcome: Outcome) {
-        if let Some(answer) = self.0.lock().take() {
-            let _ = answer.send(outcome);
+    fn answered(&self, answers: &[Answer], _targets: Targets) {
+        if let ([Answer { outcome, .. }], Some(answer)) = (answers, self.0.lock().take()) {
+            let _ = answer.send(outcome.clone());
         }
     }
-
-    fn flush(&self, _targets: Targets) {}
 }
 
 impl std::fmt::Debug for Publisher {

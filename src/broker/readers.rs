@@ -10,12 +10,12 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
 
 use bytes::Bytes;
-use parking_lot::{Mutex, MutexGuard};
 
 use super::Inner as BrokerInner;
 use super::cut::{Part, cut};
 use super::lookup::{Lookup, read};
 use super::pool::{Class, SessionKey, Turn};
+use crate::lock::{Mutex, MutexGuard};
 use crate::protocol::JoinId;
 use crate::storage::{Block, EngineError, Facts, Follow, FollowId, Read, ReadAt, Refused, Room, Tail, Targets};
 use crate::types::{Code, Epoch, GapReason, Offset, RoomName, Start};
@@ -219,7 +219,8 @@ impl Readers {
         Self { shared }
     }
 
-    /// Begins to read a room. `credit` bounds the bytes of batch bodies until more is granted.
+    /// Begins to read a room. `credit` bounds the bytes of batch bodies until more is granted. What there is can be
+    /// pulled at once, of which no wake tells; if the answer is [`Joining::Pending`], a wake tells when.
     ///
     /// # Errors
     /// `already_joined`, `too_many_rooms`, or the storage's trouble.
@@ -292,7 +293,7 @@ impl Readers {
             reader.resolve(shared, tag, start);
             return Ok(Joining::Pending);
         };
-        reader.enqueue(shared);
+        reader.enqueue_quietly(shared);
         Ok(Joining::Joined(begin(start)))
     }
 
@@ -656,7 +657,8 @@ impl Reader {
                 Some(read) if state.wants_blocks() => {
                     state.fetch = Fetch::Done(read);
                     drop(state);
-                    reader.enqueue(&owner);
+                    // This thread has the bytes at hand, and will be asked for the next ones.
+                    reader.enqueue_for(&owner, Targets::Few);
                 }
                 _ => {
                     state.fetch = Fetch::None;

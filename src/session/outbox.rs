@@ -3,16 +3,16 @@
 //! Answers come from the connection's own task, from the committer and from the reading threads; each holds the
 //! lock for as long as it takes to encode one. Whoever writes to the transport takes all of them at once.
 
+use std::cell::RefCell;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::task::{Context, Waker};
 use std::time::{Duration, Instant};
 
-use parking_lot::Mutex;
-
+use crate::lock::Mutex;
 use crate::metrics::{Metrics, Transport};
 use crate::protocol::{Fault, Published, RequestId, ServerFrame, frame_into};
-use crate::storage::{Appended, Outcome, Refused};
+use crate::storage::{Answer, Appended, Refused};
 
 /// What is begun for a peer while all peers together hold too much, in bytes.
 const PORTION_BYTES_MIN: usize = 1 << 10;
@@ -41,19 +41,16 @@ impl SendBudget {
     }
 }
 
-/// A publish without an answer.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Pending {
-    pub(crate) request: RequestId,
-    pub(crate) records: u32,
-    /// When it arrived, if it is timed.
-    pub(crate) since: Option<Instant>,
+thread_local! {
+    static ENCODED: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
 }
 
 /// The answers of one session.
 #[derive(Debug)]
 pub(crate) struct Outbox {
     answers: Mutex<Answers>,
+    /// A publish without an answer that is timed, and when it came.
+    timed: Mutex<Option<(RequestId, Instant)>>,
     /// Bytes in [`Answers::frames`].
     bytes: AtomicUsize,
     /// How many of the requests that waited for other threads have been answered, and the bytes they held.
@@ -78,16 +75,13 @@ pub(crate) struct Outbox {
 struct Answers {
     frames: Vec<u8>,
     count: u64,
-    pending: Vec<Pending>,
-    free: Vec<u32>,
-    /// Records and bytes whose publishes were answered since the metrics were last moved.
-    published: (u64, u64),
 }
 
 impl Outbox {
     pub(crate) fn new(metrics: Arc<Metrics>, transport: Transport, budget: Arc<SendBudget>) -> Self {
         Self {
             answers: Mutex::default(),
+            timed: Mutex::default(),
             bytes: AtomicUsize::new(0),
             answered: AtomicU64::new(0),
             answered_bytes: AtomicU64::new(0),
@@ -160,43 +154,57 @@ impl Outbox {
         std::mem::take(&mut answers.count)
     }
 
-    /// Notes a publish that is about to be submitted; returns its tag.
-    pub(crate) fn begin(&self, pending: Pending) -> u32 {
-        let mut answers = self.answers.lock();
-        if let Some(tag) = answers.free.pop() {
-            answers.pending[tag as usize] = pending;
-            return tag;
-        }
-        answers.pending.push(pending);
-        u32::try_from(answers.pending.len() - 1).expect("requests in flight are bounded")
+    /// Times the answer to a publish that is about to be submitted, unless another one is being timed.
+    pub(crate) fn time(&self, request: RequestId) {
+        self.timed.lock().get_or_insert_with(|| (request, Instant::now()));
     }
 
-    /// Answers a publish. To be followed by [`Outbox::flushed`].
-    pub(crate) fn answered(&self, tag: u32, bytes: usize, outcome: Outcome) {
-        let mut answers = self.answers.lock();
-        let Pending { request, records, since } = answers.pending[tag as usize];
-        answers.free.push(tag);
-        match outcome {
-            Ok(Appended { first, last, time, duplicate }) => {
-                if !duplicate {
-                    answers.published.0 += u64::from(records);
-                    answers.published.1 += bytes as u64;
+    /// Answers publishes, whose tags are their requests. Wakes nobody.
+    pub(crate) fn answered(&self, published: &[Answer]) {
+        ENCODED.with_borrow_mut(|encoded| {
+            encoded.clear();
+            self.encode(published, encoded);
+        });
+        let mut timed = self.timed.lock();
+        if let Some((request, since)) = *timed
+            && published.iter().any(|answer| answer.tag == request)
+        {
+            *timed = None;
+            self.metrics.publish_to_ack.record(since.elapsed());
+        }
+    }
+
+    /// Encodes answers before they are put where others look, who would have to wait meanwhile.
+    fn encode(&self, published: &[Answer], encoded: &mut Vec<u8>) {
+        let (mut records, mut bytes, mut bytes_answered) = (0, 0, 0);
+        for answer in published {
+            let request = answer.tag;
+            bytes_answered += answer.bytes as u64;
+            match &answer.outcome {
+                &Ok(Appended { first, last, time, duplicate }) => {
+                    if !duplicate {
+                        records += u64::from(answer.count);
+                        bytes += answer.bytes as u64;
+                    }
+                    let published = ServerFrame::Published(Published { request, first, last, time, duplicate });
+                    frame_into(encoded, |out| published.encode_into(out));
                 }
-                let published = ServerFrame::Published(Published { request, first, last, time, duplicate });
-                frame_into(&mut answers.frames, |out| published.encode_into(out));
-            }
-            Err(Refused { code, message }) => {
-                self.metrics.errors[code].increment(1);
-                let error = ServerFrame::Error(Fault::new(request, code, &message));
-                frame_into(&mut answers.frames, |out| error.encode_into(out));
+                Err(Refused { code, message }) => {
+                    self.metrics.errors[*code].increment(1);
+                    let error = ServerFrame::Error(Fault::new(request, *code, message));
+                    frame_into(encoded, |out| error.encode_into(out));
+                }
             }
         }
-        answers.count += 1;
+        let mut answers = self.answers.lock();
+        answers.frames.extend_from_slice(encoded);
+        answers.count += published.len() as u64;
         self.bytes.store(answers.frames.len(), Ordering::Relaxed);
-        self.done(bytes);
+        self.done(published.len() as u64, bytes_answered);
         drop(answers);
-        if let Some(since) = since {
-            self.metrics.publish_to_ack.record(since.elapsed());
+        if records > 0 {
+            self.metrics.published_records[self.transport].increment(records);
+            self.metrics.published_bytes[self.transport].increment(bytes);
         }
     }
 
@@ -211,24 +219,15 @@ impl Outbox {
                     frame_into(out, |out| error.encode_into(out));
                 }
             }
-            self.done(bytes);
+            self.done(1, bytes as u64);
         });
     }
 
-    /// All answers of a commit have been given.
-    pub(crate) fn flushed(&self) {
-        let (records, bytes) = std::mem::take(&mut self.answers.lock().published);
-        if records > 0 {
-            self.metrics.published_records[self.transport].increment(records);
-            self.metrics.published_bytes[self.transport].increment(bytes);
-        }
-    }
-
-    /// A request that waited for another thread has been answered. To be called while the answer cannot be taken yet:
+    /// So many requests that waited for other threads have been answered. To be called while the answer cannot be taken yet:
     /// who has read it may send the next request at once, and must not find that it still counts.
-    fn done(&self, bytes: usize) {
-        self.answered_bytes.fetch_add(bytes as u64, Ordering::Relaxed);
-        self.answered.fetch_add(1, Ordering::SeqCst);
+    fn done(&self, requests: u64, bytes: u64) {
+        self.answered_bytes.fetch_add(bytes, Ordering::Relaxed);
+        self.answered.fetch_add(requests, Ordering::SeqCst);
     }
 
     /// How many such requests have been answered, and the bytes they held.
@@ -269,7 +268,10 @@ impl Outbox {
     /// Says whether the task waits for answers to be given: then it has to be woken although they have been written.
     /// To be followed by another look at what it waits for.
     pub(crate) fn set_waiting(&self, waiting: bool) {
-        self.waiting.store(waiting, Ordering::SeqCst);
+        // Only the task says so, and nearly always what holds already.
+        if self.waiting.load(Ordering::Relaxed) != waiting {
+            self.waiting.store(waiting, Ordering::SeqCst);
+        }
     }
 
     /// See [`Outbox::set_waiting`].

@@ -5,10 +5,9 @@ use std::ops::Deref;
 use std::sync::Arc;
 use std::time::Instant;
 
-use super::outbox::Pending;
 use super::{Action, Due, End, Life, Outbox, Session, offered, room_name};
 use crate::broker::{Broker, JoinFacts, Joining, Page, PageAt, Readers, Summary};
-use crate::metrics::Sampled;
+use crate::metrics::{Operation, Sampled};
 use crate::protocol::{
     Credit, Fault, Frames, JoinId, JoinResult, Joined, LastRecord, Leave, PageDelivery, Pong, RequestId, Resume,
     RoomList, RoomSummary, ServerFrame, VERSION, Void, Welcome, WelcomeLimits,
@@ -57,6 +56,8 @@ pub(crate) struct Service {
     /// Requests that wait for other threads, and the bytes they hold: all that ever began.
     begun: u64,
     begun_bytes: u64,
+    /// Publishes that the metrics do not know of yet: they are told once for what was read together.
+    publishes: u64,
     sampled: Sampled,
 }
 
@@ -101,6 +102,7 @@ impl Service {
             reads: VecDeque::new(),
             begun: 0,
             begun_bytes: 0,
+            publishes: 0,
             sampled: Sampled::new(),
         }
     }
@@ -135,7 +137,11 @@ impl Service {
     /// When the session is to end.
     pub(crate) fn frame(&mut self, frame: &[u8], streams: &impl Streams) -> Result<(), End> {
         let (operation, action) = self.session.frame(frame, self.in_flight().0)?;
-        self.outbox.metrics().requests[operation].increment(1);
+        if operation == Operation::Publish {
+            self.publishes += 1;
+        } else {
+            self.outbox.metrics().requests[operation].increment(1);
+        }
         match action {
             Action::Welcome { resume, client } => self.welcome(&resume, client, streams),
             Action::Join { request, join, room, start, credit } => {
@@ -167,12 +173,12 @@ impl Service {
                 }
             }
             Action::Publish { request, room, publisher, seq, expect, area } => match self.room(room) {
-                Ok(room) => {
-                    let records = u32::try_from(self.session.hashes().len()).expect("records are bounded");
-                    let tag = self.outbox.begin(Pending { request, records, since: self.sampled.start() });
-                    let hashes = self.session.hashes().iter().copied();
-                    let user = Arc::clone(&self.user);
-                    self.submission.push(room, user, publisher, seq, expect, tag, area.0, hashes);
+                Ok(at) => {
+                    if self.sampled.choose() {
+                        self.outbox.time(request);
+                    }
+                    let (room, hashes) = (&self.rooms[at], self.session.hashes());
+                    self.submission.push(room, &self.user, publisher, seq, expect, request, area.0, hashes);
                     self.begun += 1;
                     self.begun_bytes += area.0.len() as u64;
                 }
@@ -194,6 +200,9 @@ impl Service {
 
     /// Hands over the publishes of the frames so far. To be called before waiting for more.
     pub(crate) fn submit(&mut self) {
+        if self.publishes > 0 {
+            self.outbox.metrics().requests[Operation::Publish].increment(std::mem::take(&mut self.publishes));
+        }
         if !self.submission.is_empty() {
             self.broker.submit(&mut self.submission);
         }
@@ -334,20 +343,19 @@ impl Service {
         Ok(joining)
     }
 
-    /// A room's part in memory: one of the last ones, or looked up.
-    fn room(&mut self, name: &str) -> Result<Arc<Room>, Refused> {
+    /// A room's part in memory: one of the last ones, or looked up. Returns its place among those at hand.
+    fn room(&mut self, name: &str) -> Result<usize, Refused> {
         if let Some(at) = self.rooms.iter().position(|room| room.name().as_str() == name) {
             // The one asked for most comes to the front without moving all the others.
-            let room = Arc::clone(&self.rooms[at]);
             self.rooms.swap(at, at / 2);
-            return Ok(room);
+            return Ok(at / 2);
         }
         let room = self.broker.room(&room_name(name)?)?;
         if self.rooms.len() >= ROOMS_AT_HAND {
             self.rooms.pop();
         }
-        self.rooms.push(Arc::clone(&room));
-        Ok(room)
+        self.rooms.push(room);
+        Ok(self.rooms.len() - 1)
     }
 }
 

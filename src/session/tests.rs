@@ -154,10 +154,10 @@ fn an_answer_that_may_be_taken_no_longer_counts_as_in_flight() {
     std::thread::scope(|scope| {
         scope.spawn(|| {
             for request in 0..ANSWERS {
-                let tag = outbox.begin(super::outbox::Pending { request: 1, records: 1, since: None });
                 if request % 2 == 0 {
                     let refused = crate::storage::Refused::new(Code::ExpectFailed, "not the head");
-                    outbox.answered(tag, 1, Err(refused));
+                    let answer = crate::storage::Answer { tag: 1, count: 1, bytes: 1, outcome: Err(refused) };
+                    outbox.answered(&[answer]);
                 } else {
                     outbox.answer(1, &Ok(ServerFrame::Ok(1)), 1);
                 }

@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use super::block::Block;
 use super::room::{Facts, Room, Targets};
+use crate::protocol::BATCH_BYTES_MAX;
 use crate::types::{Epoch, Offset, PublisherId, Refused, RoomName, Time};
 
 /// A log of rooms.
@@ -98,7 +99,14 @@ pub enum EngineError {
     Closed,
 }
 
-/// One publish on its way into the log.
+/// The records of consecutive publishes that one run takes, in bytes: a part of a batch, so that a batch which ends
+/// before a run that does not fit is nearly full.
+const RUN_BYTES_MAX: usize = BATCH_BYTES_MAX / 4;
+
+/// Publishes of one outgoing queue into one room on their way into the log, each with seqs behind the one before.
+///
+/// Mostly one. Those that were read from a socket together are judged and stored together, so that what is done for
+/// each of them is little; each is answered, and stored or refused as a whole, all the same.
 #[derive(Debug)]
 pub struct Append {
     /// The room.
@@ -109,13 +117,22 @@ pub struct Append {
     pub publisher: PublisherId,
     /// The first record's number in it.
     pub seq: u64,
-    /// Append only if this is the head.
+    /// Append only if this is the head; only of a single publish.
     pub expect: Option<Offset>,
     /// How many records, at least 1.
     pub count: u32,
+    /// Where its publishes end among those of the submission; they begin where the append before ends.
+    pub(crate) parts_end: usize,
+}
+
+/// One publish.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Part {
     /// What the answer repeats.
-    pub tag: u32,
-    /// Where the records end in the submission's bytes; they begin where the append before ends.
+    pub(crate) tag: u32,
+    /// How many records.
+    pub(crate) count: u32,
+    /// Where the records end in the submission's bytes; they begin where the publish before ends.
     pub(crate) bytes_end: usize,
     /// Where the hashes end in the submission's hashes.
     pub(crate) hashes_end: usize,
@@ -125,37 +142,66 @@ pub struct Append {
 #[derive(Debug)]
 pub struct Submission {
     pub(crate) appends: Vec<Append>,
+    pub(crate) parts: Vec<Part>,
     pub(crate) bytes: Vec<u8>,
     pub(crate) hashes: Vec<u32>,
     pub(crate) reply: Arc<dyn Reply>,
+    /// Where the bytes of the last append begin.
+    last_start: usize,
 }
 
 impl Submission {
     /// An empty submission whose appends are answered there.
     #[must_use]
     pub fn new(reply: Arc<dyn Reply>) -> Self {
-        Self { appends: Vec::new(), bytes: Vec::new(), hashes: Vec::new(), reply }
+        let (appends, parts, bytes, hashes) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+        Self { appends, parts, bytes, hashes, reply, last_start: 0 }
     }
 
-    /// Adds a publish. `area` holds its records, `hash` gives the CRC32 of each (see [`record_hash`]).
+    /// Adds a publish. `area` holds its records, `hashes` gives the CRC32 of each (see [`record_hash`]).
     #[allow(clippy::too_many_arguments)]
     pub fn push(
         &mut self,
-        room: Arc<Room>,
-        user: Arc<str>,
+        room: &Arc<Room>,
+        user: &Arc<str>,
         publisher: PublisherId,
         seq: u64,
         expect: Option<Offset>,
         tag: u32,
         area: &[u8],
-        hashes: impl IntoIterator<Item = u32>,
+        hashes: &[u32],
     ) {
-        let before = self.hashes.len();
-        self.hashes.extend(hashes);
-        let count = u32::try_from(self.hashes.len() - before).expect("a publish is bounded in records");
+        self.hashes.extend_from_slice(hashes);
+        let count = u32::try_from(hashes.len()).expect("a publish is bounded in records");
+        let start = self.bytes.len();
         self.bytes.extend_from_slice(area);
         let (bytes_end, hashes_end) = (self.bytes.len(), self.hashes.len());
-        self.appends.push(Append { room, user, publisher, seq, expect, count, tag, bytes_end, hashes_end });
+        self.parts.push(Part { tag, count, bytes_end, hashes_end });
+        let parts_end = self.parts.len();
+        if let Some(last) = self.appends.last_mut()
+            && last.publisher == publisher
+            && last.seq + u64::from(last.count) == seq
+            && (last.expect, expect) == (None, None)
+            && Arc::ptr_eq(&last.room, room)
+            && Arc::ptr_eq(&last.user, user)
+            && bytes_end - self.last_start <= RUN_BYTES_MAX
+        {
+            last.count += count;
+            last.parts_end = parts_end;
+            return;
+        }
+        let (room, user) = (Arc::clone(room), Arc::clone(user));
+        self.appends.push(Append { room, user, publisher, seq, expect, count, parts_end });
+        self.last_start = start;
+    }
+
+    /// Empties it, and keeps its buffers.
+    pub(crate) fn clear(&mut self) {
+        self.appends.clear();
+        self.parts.clear();
+        self.bytes.clear();
+        self.hashes.clear();
+        self.last_start = 0;
     }
 
     /// Whether it holds no append.
@@ -177,16 +223,27 @@ pub fn record_hash(record: &[u8]) -> u32 {
     crc32fast::hash(record)
 }
 
-/// Takes the answers to appends. Called on the committer's thread: must be quick and must not block.
-pub trait Reply: Send + Sync + Debug {
-    /// The answer to one append, with the bytes of records that are no longer in flight.
-    fn answered(&self, tag: u32, bytes: usize, outcome: Outcome);
-
-    /// All answers of a commit have been given: send them.
-    fn flush(&self, targets: Targets);
+/// What became of one publish.
+#[derive(Clone, Debug)]
+pub struct Answer {
+    /// The publish's tag.
+    pub tag: u32,
+    /// How many records it has.
+    pub count: u32,
+    /// Their bytes, which are no longer in flight.
+    pub bytes: usize,
+    /// Where they are, or why they are not.
+    pub outcome: Outcome,
 }
 
-/// What became of an append.
+/// Takes the answers to publishes. Called on the committer's thread: must be quick and must not block.
+pub trait Reply: Send + Sync + Debug {
+    /// What a commit has answered of the publishes that were handed over together, in their order; `targets` says
+    /// whether it is worth sending the answers on this thread.
+    fn answered(&self, answers: &[Answer], targets: Targets);
+}
+
+/// Where the records are, or why they are not stored.
 pub type Outcome = Result<Appended, Refused>;
 
 /// The records are in the log, as durable as promised.

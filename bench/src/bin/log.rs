@@ -10,7 +10,7 @@ use std::time::Instant;
 
 use roomlog::broker::{Broker, Event, Options};
 use roomlog::protocol::RecordArea;
-use roomlog::storage::{Outcome, Reply, Submission, Targets, record_hash};
+use roomlog::storage::{Answer, Reply, Submission, Targets, record_hash};
 use roomlog::types::{NewRecord, PublisherId, RoomName, Start};
 
 #[derive(Debug, Default)]
@@ -20,12 +20,11 @@ struct Counter {
 }
 
 impl Reply for Counter {
-    fn answered(&self, _tag: u32, _bytes: usize, outcome: Outcome) {
-        self.failed.fetch_add(usize::from(outcome.is_err()), Ordering::Relaxed);
-        self.in_flight.fetch_sub(1, Ordering::SeqCst);
+    fn answered(&self, answers: &[Answer], _targets: Targets) {
+        let failed = answers.iter().filter(|answer| answer.outcome.is_err()).count();
+        self.failed.fetch_add(failed, Ordering::Relaxed);
+        self.in_flight.fetch_sub(answers.len(), Ordering::SeqCst);
     }
-
-    fn flush(&self, _targets: Targets) {}
 }
 
 fn disk_bytes(path: &Path) -> u64 {
@@ -78,7 +77,7 @@ async fn main() {
             let (record, _) = RecordArea(&area).split_first().expect("encoded just now").expect("one record");
             let (room, seq) = (done % rooms, (done / rooms) as u64 + 1);
             let hash = record_hash(record);
-            submission.push(Arc::clone(&handles[room]), Arc::clone(&user), publisher, seq, None, 0, &area, [hash]);
+            submission.push(&handles[room], &user, publisher, seq, None, 0, &area, &[hash]);
             done += 1;
         }
         counter.in_flight.fetch_add(done - before, Ordering::SeqCst);

@@ -13,14 +13,14 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
-use super::queue::{Gathered, Rise};
+use super::queue::{Gathered, Place, Rise};
 use super::{Shared, said};
 use crate::metrics::StorageState;
 use crate::protocol::{BATCH_BYTES_MAX, BatchBuilder, BatchHeader, RecordArea, RunHeader};
 use crate::storage::Source;
 use crate::storage::block::Block;
 use crate::storage::commit::{BodySpan, CommitBuilder, SECTOR_BYTES, UNIT_BYTES_MAX};
-use crate::storage::engine::{Append, Appended, Health, Outcome};
+use crate::storage::engine::{Answer, Append, Appended, Health, Outcome};
 use crate::storage::journal::{Journal, JournalFiles};
 use crate::storage::publishers::Verdict;
 use crate::storage::room::{Indexed, Room, RoomId, Targets};
@@ -28,6 +28,14 @@ use crate::types::{Code, Offset, Refused, Time};
 
 /// Up to this many followers and publishers are served on this very thread: waking another one costs more.
 const TARGETS_IN_PLACE_MAX: usize = 16;
+
+/// … if what they are to be sent is at most so many bytes: copying more takes longer than waking another thread, which
+/// does it while the next commit is being made.
+const BYTES_IN_PLACE_MAX: usize = 64 << 10;
+
+/// Up to so many publishers are answered on this very thread, however many are to be woken: they wait for that with
+/// their next records.
+const REPLIES_IN_PLACE_MAX: usize = 4;
 
 /// How long the committer waits before it looks whether the journal has become shorter.
 const BEHIND_PERIOD: Duration = Duration::from_millis(20);
@@ -58,11 +66,10 @@ pub(crate) struct Committer {
     /// Rooms of the commit being made; the first `rooms_used` count, the others keep their buffers.
     rooms: Vec<RoomCommit>,
     rooms_used: usize,
-    outcomes: Vec<(u32, usize, Outcome)>,
-    /// How many appends of those gathered have been answered.
-    answered: usize,
-    /// How many the queue was told of, and their bytes.
-    released: (usize, usize),
+    /// What became of the publishes of the commit being made.
+    answers: Vec<Answer>,
+    /// How many publishes of those gathered have been answered, and their bytes.
+    answered: (usize, usize),
     /// Counts gatherings, so that a room knows whether its slot is of this one.
     round: u64,
     /// All batches in tails, oldest first, each with its bytes.
@@ -84,6 +91,8 @@ struct RoomCommit {
     /// The head before the batch being built.
     prev: Offset,
     batches: Vec<Batch>,
+    /// The bytes of all its batches.
+    bytes: usize,
 }
 
 struct Batch {
@@ -92,6 +101,15 @@ struct Batch {
     last_time: Time,
     body: Bytes,
     span: Option<BodySpan>,
+}
+
+/// Records that are stored or refused together.
+struct Records<'a> {
+    /// The first one's number.
+    seq: u64,
+    count: u32,
+    area: &'a [u8],
+    hashes: &'a [u32],
 }
 
 /// What a step did.
@@ -115,9 +133,8 @@ impl Committer {
             unit: CommitBuilder::new(),
             rooms: Vec::new(),
             rooms_used: 0,
-            outcomes: Vec::new(),
-            answered: 0,
-            released: (0, 0),
+            answers: Vec::new(),
+            answered: (0, 0),
             round: 0,
             tails: VecDeque::new(),
             tails_bytes: 0,
@@ -157,7 +174,7 @@ impl Committer {
         let mut gathered = std::mem::take(&mut self.gathered);
         self.shared.queue.take(&mut gathered);
         let step = if !gathered.is_empty() {
-            (self.answered, self.released) = (0, (0, 0));
+            self.answered = (0, 0);
             let done = catch_unwind(AssertUnwindSafe(|| self.commit_all(&gathered)));
             if let Err(panic) = done {
                 self.panicked(&gathered, &*panic);
@@ -187,43 +204,47 @@ impl Committer {
         }
     }
 
-    /// What the rooms remember is not to be trusted any more. Nobody may wait for an answer all the same.
+    /// What the rooms remember is not to be trusted any more. Nobody may wait for an answer all the same, but who has
+    /// panicked at one.
     fn panicked(&mut self, gathered: &Gathered, panic: &(dyn Any + Send)) {
         let refused = self.shared.fail(format!("the committer has panicked: {}", said(panic)));
-        let bytes_before = self.answered.checked_sub(1).map_or(0, |last| gathered.appends[last].bytes_end);
-        let (mut start, mut at) = (bytes_before, self.answered);
+        let (mut at, mut start) = self.answered;
         for (end, reply) in &gathered.replies {
-            let told = catch_unwind(AssertUnwindSafe(|| {
-                for append in gathered.appends.get(at..*end).unwrap_or_default() {
-                    reply.answered(append.tag, append.bytes_end - start, Err(refused.clone()));
-                    start = append.bytes_end;
-                }
-                reply.flush(Targets::Many);
-            }));
-            if told.is_err() {
+            let parts = gathered.parts.get(at..*end).unwrap_or_default();
+            if parts.is_empty() {
+                continue;
+            }
+            let answers: Vec<_> = parts
+                .iter()
+                .map(|part| {
+                    let bytes = part.bytes_end - std::mem::replace(&mut start, part.bytes_end);
+                    Answer { tag: part.tag, count: part.count, bytes, outcome: Err(refused.clone()) }
+                })
+                .collect();
+            at = *end;
+            if catch_unwind(AssertUnwindSafe(|| reply.answered(&answers, Targets::Many))).is_err() {
                 tracing::error!("a publisher cannot be answered");
             }
-            at = at.max(*end);
-            start = at.checked_sub(1).map_or(0, |last| gathered.appends[last].bytes_end);
         }
-        let bytes = gathered.appends.last().map_or(0, |last| last.bytes_end);
-        self.shared.queue.answered(gathered.appends.len() - self.released.0, bytes - self.released.1);
+        let bytes = gathered.parts.last().map_or(0, |last| last.bytes_end);
+        self.shared.queue.answered(gathered.parts.len() - self.answered.0, bytes - self.answered.1);
     }
 
     /// Where a commit ends that begins with this append, and what a unit takes for its appends at most. It has no
     /// more than so many bytes of records, and is no longer than a unit may be, but has one append at least.
     fn end_of_commit(&self, gathered: &Gathered, first: usize) -> (usize, usize) {
         let records_max = self.shared.options.commit_bytes_max;
-        let mut start = first.checked_sub(1).map_or(0, |last| gathered.appends[last].bytes_end);
+        let mut start = gathered.start_of(first).bytes;
         let (mut records, mut unit) = (0, 0);
         for (index, append) in gathered.appends.iter().enumerate().skip(first) {
-            let bytes = append.bytes_end - start;
+            let end = gathered.parts[append.parts_end - 1].bytes_end;
+            let bytes = end - start;
             let unit_with_it = unit + unit_bytes_max(append, bytes);
             records += bytes;
             if index > first && (records > records_max || unit_with_it > APPENDS_BYTES_MAX) {
                 return (index, unit);
             }
-            (start, unit) = (append.bytes_end, unit_with_it);
+            (start, unit) = (end, unit_with_it);
         }
         (gathered.appends.len(), unit)
     }
@@ -233,20 +254,14 @@ impl Committer {
         let now = self.shared.now();
         self.round += 1;
         self.rooms_used = 0;
-        self.outcomes.clear();
+        self.answers.clear();
         // Told before a room's state is changed: a checkpoint that sees the change waits for this commit.
         self.shared.making.store(self.journal.next_seq().0, Ordering::SeqCst);
-        let start =
-            |ends: fn(&Append) -> usize| appends.start.checked_sub(1).map_or(0, |at| ends(&gathered.appends[at]));
-        let (mut bytes_at, mut hashes_at) = (start(|append| append.bytes_end), start(|append| append.hashes_end));
         let unit_bytes = appends_bytes + (floors.len() + 1) * APPEND_OVERHEAD_BYTES;
         let obstacle = self.obstacle(unit_bytes);
+        let mut start = gathered.start_of(appends.start);
         for append in &gathered.appends[appends.clone()] {
-            let area = &gathered.bytes[bytes_at..append.bytes_end];
-            let hashes = &gathered.hashes[hashes_at..append.hashes_end];
-            (bytes_at, hashes_at) = (append.bytes_end, append.hashes_end);
-            let outcome = self.place(append, area, hashes, now, obstacle.as_ref());
-            self.outcomes.push((append.tag, area.len(), outcome));
+            start = self.judge(gathered, append, start, now, obstacle.as_ref());
         }
         let floors = match &obstacle {
             None => floors,
@@ -259,15 +274,64 @@ impl Committer {
                 Ok(()) => {}
                 Err(message) => {
                     let refused = self.shared.fail(message);
-                    for (_, _, outcome) in &mut self.outcomes {
-                        *outcome = Err(refused.clone());
+                    for answer in &mut self.answers {
+                        answer.outcome = Err(refused.clone());
                     }
                     self.rooms_used = 0;
                 }
             }
         }
         self.shared.making.store(self.shared.committed.lock().seq.0, Ordering::SeqCst);
-        self.answer(gathered, appends);
+        self.answer(gathered);
+    }
+
+    /// Judges and places the publishes of an append, and notes what became of each. Returns where the next one begins.
+    fn judge(
+        &mut self,
+        gathered: &Gathered,
+        append: &Append,
+        start: Place,
+        now: Time,
+        obstacle: Option<&Refused>,
+    ) -> Place {
+        let parts = &gathered.parts[start.part..append.parts_end];
+        let end = Place::behind(append.parts_end, &parts[parts.len() - 1]);
+        let records = |from: Place, to: Place, seq, count| Records {
+            seq,
+            count,
+            area: &gathered.bytes[from.bytes..to.bytes],
+            hashes: &gathered.hashes[from.hashes..to.hashes],
+        };
+        let whole = self.place(append, &records(start, end, append.seq, append.count), now, obstacle);
+        let (stride, mut at) = (self.shared.options.offset_stride, start);
+        match whole {
+            Ok(Appended { first, time, duplicate: false, .. }) => {
+                let mut first = first.0;
+                self.answers.extend(parts.iter().map(|part| {
+                    let bytes = part.bytes_end - std::mem::replace(&mut at.bytes, part.bytes_end);
+                    let behind = first + stride * u64::from(part.count);
+                    let placed = (Offset(std::mem::replace(&mut first, behind)), Offset(behind - stride));
+                    let outcome = Ok(Appended { first: placed.0, last: placed.1, time, duplicate: false });
+                    Answer { tag: part.tag, count: part.count, bytes, outcome }
+                }));
+            }
+            outcome if parts.len() == 1 => {
+                let part = &parts[0];
+                let bytes = part.bytes_end - start.bytes;
+                self.answers.push(Answer { tag: part.tag, count: part.count, bytes, outcome });
+            }
+            // One of them is no new one, or cannot be stored: each for itself.
+            _ => {
+                let mut seq = append.seq;
+                for (index, part) in parts.iter().enumerate() {
+                    let to = Place::behind(start.part + index + 1, part);
+                    let outcome = self.place(append, &records(at, to, seq, part.count), now, obstacle);
+                    self.answers.push(Answer { tag: part.tag, count: part.count, bytes: to.bytes - at.bytes, outcome });
+                    (at, seq) = (to, seq + u64::from(part.count));
+                }
+            }
+        }
+        end
     }
 
     /// Why nothing can be stored just now.
@@ -293,27 +357,21 @@ impl Committer {
         !floors.is_empty() && (has_room() || self.shared.ballast.make_room_for_all(file_bytes) && has_room())
     }
 
-    /// Judges an append, and gives its records their place in the commit being made.
-    fn place(
-        &mut self,
-        append: &Append,
-        area: &[u8],
-        hashes: &[u32],
-        now: Time,
-        obstacle: Option<&Refused>,
-    ) -> Outcome {
+    /// Judges records of an append from this seq on, and gives them their place in the commit being made; what is not
+    /// new leaves nothing behind.
+    fn place(&mut self, append: &Append, records: &Records<'_>, now: Time, obstacle: Option<&Refused>) -> Outcome {
+        let &Records { seq, count, area, hashes } = records;
         if let Some(refused) = obstacle
             && refused.code != Code::StorageFull
         {
             // What a room remembers may include a commit that failed: it answers nothing any more.
             return Err(refused.clone());
         }
-        let shared = Arc::clone(&self.shared);
+        let shared = &*self.shared;
         let mut log = append.room.log.lock();
-        match log.publishers.judge(&append.user, append.publisher, append.seq, hashes) {
+        match log.publishers.judge(&append.user, append.publisher, seq, hashes) {
             Verdict::New => {}
             Verdict::Duplicate { first, last } => {
-                shared.metrics.duplicates.increment(u64::from(append.count));
                 return Ok(Appended { first, last, time: Time::default(), duplicate: true });
             }
             Verdict::Refused(refused) => return Err(refused),
@@ -329,7 +387,7 @@ impl Committer {
         }
         let stride = shared.options.offset_stride;
         let first = Offset(head.0 + stride);
-        let last = Offset(head.0 + stride * u64::from(append.count));
+        let last = Offset(head.0 + stride * u64::from(count));
         if last > Offset::MAX {
             return Err(Refused::new(Code::NotAllowed, "the room has used up all offsets"));
         }
@@ -353,18 +411,18 @@ impl Committer {
             time_delta: 0,
             user: &append.user,
             publisher: append.publisher,
-            seq: append.seq,
-            count: append.count,
+            seq,
+            count,
             bytes: 0,
         };
         self.rooms[log.slot.1].push(first, time, area, header);
-        log.publishers.note(shared.memory, &append.user, append.publisher, append.seq, hashes, first, stride, time);
+        log.publishers.note(shared.memory, &append.user, append.publisher, seq, hashes, first, stride, time);
         let facts = &mut log.facts;
         if facts.is_empty() {
             (facts.first, facts.first_time) = (first, time);
         }
         (facts.head, facts.time) = (last, time);
-        facts.records += u64::from(append.count);
+        facts.records += u64::from(count);
         facts.bytes += area.len() as u64;
         log.changed = true;
         Ok(Appended { first, last, time, duplicate: false })
@@ -446,30 +504,40 @@ impl Committer {
     }
 
     /// Answers publishers, then wakes readers: answers go ahead of batches.
-    fn answer(&mut self, gathered: &Gathered, appends: std::ops::Range<usize>) {
-        let first = gathered.replies.partition_point(|(end, _)| *end <= appends.start);
-        let replies = gathered.replies[first..].partition_point(|(end, _)| *end < appends.end) + 1;
+    fn answer(&mut self, gathered: &Gathered) {
+        let begin = self.answered.0;
+        let end = begin + self.answers.len();
+        let first = gathered.replies.partition_point(|(end, _)| *end <= begin);
+        let replies = gathered.replies[first..].partition_point(|(until, _)| *until < end) + 1;
         let rooms = &self.rooms[..self.rooms_used];
-        let followers: usize = rooms.iter().map(|commit| commit.room().followers()).sum();
-        let targets = if followers + replies <= TARGETS_IN_PLACE_MAX { Targets::Few } else { Targets::Many };
-        let (mut bytes, mut start) = (0, appends.start);
-        let mut outcomes = self.outcomes.drain(..);
-        for (end, reply) in &gathered.replies[first..] {
-            if start >= appends.end {
+        let (mut followers, mut bytes) = (0, 0);
+        for commit in rooms {
+            let of_room = commit.room().followers();
+            (followers, bytes) = (followers + of_room, bytes + of_room * commit.bytes);
+        }
+        let is_little = followers + replies <= TARGETS_IN_PLACE_MAX && bytes <= BYTES_IN_PLACE_MAX;
+        let targets = if is_little { Targets::Few } else { Targets::Many };
+        let to_publishers = if replies <= REPLIES_IN_PLACE_MAX { Targets::Few } else { targets };
+        let (mut answers, mut duplicates) = (&self.answers[..], 0);
+        for (until, reply) in &gathered.replies[first..] {
+            if answers.is_empty() {
                 break;
             }
-            let stop = (*end).min(appends.end);
-            for (tag, append_bytes, outcome) in outcomes.by_ref().take(stop - start) {
-                bytes += append_bytes;
-                self.answered += 1;
-                reply.answered(tag, append_bytes, outcome);
+            let own;
+            (own, answers) = answers.split_at(until.min(&end) - self.answered.0);
+            let mut bytes = 0;
+            for answer in own {
+                bytes += answer.bytes;
+                if let Ok(Appended { duplicate: true, .. }) = answer.outcome {
+                    duplicates += u64::from(answer.count);
+                }
             }
-            reply.flush(targets);
-            start = stop;
+            // Before it is told: if that panics, it is not told again.
+            self.answered = (self.answered.0 + own.len(), self.answered.1 + bytes);
+            self.shared.queue.answered(own.len(), bytes);
+            reply.answered(own, to_publishers);
         }
-        drop(outcomes);
-        self.shared.queue.answered(appends.len(), bytes);
-        (self.released.0, self.released.1) = (self.released.0 + appends.len(), self.released.1 + bytes);
+        self.shared.metrics.duplicates.increment(duplicates);
         for commit in &mut self.rooms[..self.rooms_used] {
             commit.room().notify(targets);
             commit.room = None;
@@ -497,6 +565,7 @@ impl RoomCommit {
             time: Time::default(),
             prev: Offset::ZERO,
             batches: Vec::new(),
+            bytes: 0,
         }
     }
 
@@ -506,7 +575,7 @@ impl RoomCommit {
 
     fn begin(&mut self, room: &Arc<Room>, id: RoomId, is_new: bool, head: Offset) {
         self.room = Some(Arc::clone(room));
-        (self.id, self.is_new, self.prev, self.records) = (id, is_new, head, 0);
+        (self.id, self.is_new, self.prev, self.records, self.bytes) = (id, is_new, head, 0, 0);
         self.builder.clear();
         self.batches.clear();
     }
@@ -543,6 +612,7 @@ impl RoomCommit {
             return;
         }
         let (header, body) = self.builder.finish();
+        self.bytes += body.len();
         let prev = std::mem::replace(&mut self.prev, header.last());
         self.batches.push(Batch { header, prev, last_time: self.time, body, span: None });
     }

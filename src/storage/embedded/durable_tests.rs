@@ -48,13 +48,13 @@ impl Witness {
 }
 
 impl Reply for Witness {
-    fn answered(&self, _tag: u32, _bytes: usize, outcome: Outcome) {
-        let last = outcome.expect("stored").last;
-        assert!(self.records_if_the_power_goes_now() >= Some(last.0), "offset {last} is acknowledged");
+    fn answered(&self, answers: &[Answer], _targets: Targets) {
+        for answer in answers {
+            let last = answer.outcome.as_ref().expect("stored").last;
+            assert!(self.records_if_the_power_goes_now() >= Some(last.0), "offset {last} is acknowledged");
+        }
         self.check();
     }
-
-    fn flush(&self, _targets: Targets) {}
 }
 
 impl Follow for Witness {
@@ -82,7 +82,7 @@ fn what_is_acknowledged_or_visible_survives_a_power_cut_at_that_moment() {
             RecordArea::push(&mut area, &NewRecord::new(&seq.to_le_bytes()));
             let (record, _) = RecordArea(&area).split_first().expect("encoded").expect("one");
             let hash = record_hash(record);
-            submission.push(Arc::clone(&room), Arc::from(""), PublisherId([1; 16]), seq, None, 0, &area, [hash]);
+            submission.push(&room, &Arc::from(""), PublisherId([1; 16]), seq, None, 0, &area, &[hash]);
             seq += 1;
         }
         assert!(shared.queue.submit(&mut submission));
@@ -105,10 +105,9 @@ fn without_a_sync_a_power_cut_loses_what_was_acknowledged() {
     #[derive(Debug)]
     struct Nobody;
     impl Reply for Nobody {
-        fn answered(&self, _tag: u32, _bytes: usize, outcome: Outcome) {
-            outcome.expect("stored");
+        fn answered(&self, answers: &[Answer], _targets: Targets) {
+            assert!(answers.iter().all(|answer| answer.outcome.is_ok()));
         }
-        fn flush(&self, _targets: Targets) {}
     }
     let mut committer = Committer::new(Arc::clone(&shared), journal, next_room);
     let witness = Witness { disk, store, options, room: Arc::clone(&room), looks: AtomicUsize::new(0) };
@@ -118,7 +117,7 @@ fn without_a_sync_a_power_cut_loses_what_was_acknowledged() {
         let (record, _) = RecordArea(&area).split_first().expect("encoded").expect("one");
         let hash = record_hash(record);
         let mut submission = Submission::new(Arc::new(Nobody));
-        submission.push(Arc::clone(&room), Arc::from(""), PublisherId([1; 16]), seq, None, 0, &area, [hash]);
+        submission.push(&room, &Arc::from(""), PublisherId([1; 16]), seq, None, 0, &area, &[hash]);
         assert!(shared.queue.submit(&mut submission));
         committer.step();
     }

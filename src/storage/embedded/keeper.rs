@@ -37,6 +37,11 @@ use crate::types::{Offset, RoomName, Time};
 /// How often the keeper looks around when nobody asks.
 const PERIOD: Duration = Duration::from_millis(100);
 
+/// A third of the weight of the threads that somebody waits for. Less, and under a load that never ends the journal
+/// would reach its limit, where publishers wait for the volumes.
+#[cfg(target_os = "linux")]
+const NICENESS: i32 = 5;
+
 /// How often it looks at what is slow to change.
 const SLOW_PERIOD: Duration = Duration::from_secs(1);
 
@@ -105,6 +110,9 @@ impl Keeper {
 
     pub(super) fn run(mut self) {
         let shared = Arc::clone(&self.shared);
+        // Of the calling thread alone, which is so on Linux. Refused, volumes compete with everything else.
+        #[cfg(target_os = "linux")]
+        let _ = rustix::process::nice(NICENESS);
         if let Err(panic) = catch_unwind(AssertUnwindSafe(|| self.work())) {
             // Nothing would shorten the journal any more, and publishers would wait for that.
             shared.fail(format!("the keeper has panicked: {}", said(&*panic)));

@@ -27,7 +27,7 @@ use super::block_store::BlockStore;
 use super::catalog::Catalog;
 use super::commit::{CommitSeq, JournalFileId, UnitPlace};
 use super::disk::Disk;
-use super::engine::{Engine, EngineError, Health, Outcome, Read, ReadAt, Submission};
+use super::engine::{Answer, Engine, EngineError, Health, Read, ReadAt, Submission};
 use super::journal::JournalReader;
 use super::publishers::Memory;
 use super::room::{Facts, Room};
@@ -151,16 +151,15 @@ impl Embedded {
     }
 
     fn refuse(submission: &mut Submission) {
-        let reply = Arc::clone(&submission.reply);
         let mut start = 0;
-        for append in submission.appends.drain(..) {
-            let outcome: Outcome = Err(Refused::new(Code::ShuttingDown, "the log has been closed"));
-            reply.answered(append.tag, append.bytes_end - start, outcome);
-            start = append.bytes_end;
-        }
-        submission.bytes.clear();
-        submission.hashes.clear();
-        reply.flush(super::room::Targets::Many);
+        let answers = submission.parts.iter().map(|part| {
+            let bytes = part.bytes_end - std::mem::replace(&mut start, part.bytes_end);
+            let outcome = Err(Refused::new(Code::ShuttingDown, "the log has been closed"));
+            Answer { tag: part.tag, count: part.count, bytes, outcome }
+        });
+        let answers: Vec<_> = answers.collect();
+        submission.clear();
+        submission.reply.answered(&answers, super::room::Targets::Many);
     }
 }
 

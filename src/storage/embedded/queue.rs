@@ -7,17 +7,17 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::thread::Thread;
 
-use parking_lot::Mutex;
-
+use crate::lock::Mutex;
 use crate::storage::commit::Floor;
-use crate::storage::engine::{Append, Reply, Submission};
+use crate::storage::engine::{Append, Part, Reply, Submission};
 use crate::storage::room::Room;
 
 /// What waits for the next commit, in the order in which it came.
 #[derive(Default)]
 pub(crate) struct Gathered {
     pub(crate) appends: Vec<Append>,
-    /// For each run of appends of one session: where it ends in `appends`, and who is answered.
+    pub(crate) parts: Vec<Part>,
+    /// For each row of publishes of one session: where it ends in `parts`, and who is answered.
     pub(crate) replies: Vec<(usize, Arc<dyn Reply>)>,
     pub(crate) bytes: Vec<u8>,
     pub(crate) hashes: Vec<u32>,
@@ -31,7 +31,31 @@ pub(crate) struct Rise {
     pub(crate) floor: Floor,
 }
 
+/// A place between two publishes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub(crate) struct Place {
+    /// The publish behind it.
+    pub(crate) part: usize,
+    /// Where the bytes of that begin.
+    pub(crate) bytes: usize,
+    /// Where the hashes of that begin.
+    pub(crate) hashes: usize,
+}
+
+impl Place {
+    /// The place behind a publish, where the one of this index begins.
+    pub(crate) fn behind(next: usize, part: &Part) -> Self {
+        Self { part: next, bytes: part.bytes_end, hashes: part.hashes_end }
+    }
+}
+
 impl Gathered {
+    /// Where an append begins.
+    pub(crate) fn start_of(&self, append: usize) -> Place {
+        let before = append.checked_sub(1).map(|before| self.appends[before].parts_end);
+        before.map_or(Place::default(), |end| Place::behind(end, &self.parts[end - 1]))
+    }
+
     pub(crate) fn is_empty(&self) -> bool {
         self.appends.is_empty() && self.floors.is_empty()
     }
@@ -40,12 +64,14 @@ impl Gathered {
         /// What an unusual load may leave behind in buffers, in bytes.
         const KEPT_BYTES_MAX: usize = 16 << 20;
         self.appends.clear();
+        self.parts.clear();
         self.replies.clear();
         self.hashes.clear();
         self.floors.clear();
         self.bytes.clear();
         self.bytes.shrink_to(KEPT_BYTES_MAX);
         self.appends.shrink_to(KEPT_BYTES_MAX / size_of::<Append>());
+        self.parts.shrink_to(KEPT_BYTES_MAX / size_of::<Part>());
         self.hashes.shrink_to(KEPT_BYTES_MAX / size_of::<u32>());
     }
 }
@@ -64,9 +90,10 @@ pub(crate) struct CommitQueue {
     committer: std::sync::OnceLock<Thread>,
 }
 
-/// What appends take in memory: most records of a chat are shorter than what is noted of each.
-fn weight(bytes: usize, appends: usize) -> usize {
-    bytes + appends * size_of::<Append>()
+/// What publishes take in memory, if each is an append of its own: most records of a chat are shorter than what is
+/// noted of each.
+fn weight(bytes: usize, parts: usize) -> usize {
+    bytes + parts * (size_of::<Append>() + size_of::<Part>())
 }
 
 impl CommitQueue {
@@ -81,23 +108,26 @@ impl CommitQueue {
         if self.closed.load(Ordering::SeqCst) {
             return false;
         }
-        self.bytes.fetch_add(weight(submission.bytes.len(), submission.appends.len()), Ordering::Relaxed);
-        let (bytes, hashes) = (gathered.bytes.len(), gathered.hashes.len());
+        self.bytes.fetch_add(weight(submission.bytes.len(), submission.parts.len()), Ordering::Relaxed);
+        let (bytes, hashes, parts) = (gathered.bytes.len(), gathered.hashes.len(), gathered.parts.len());
         gathered.bytes.extend_from_slice(&submission.bytes);
         gathered.hashes.extend_from_slice(&submission.hashes);
+        gathered.parts.extend(submission.parts.iter().map(|part| Part {
+            bytes_end: part.bytes_end + bytes,
+            hashes_end: part.hashes_end + hashes,
+            ..*part
+        }));
         gathered.appends.extend(submission.appends.drain(..).map(|mut append| {
-            append.bytes_end += bytes;
-            append.hashes_end += hashes;
+            append.parts_end += parts;
             append
         }));
-        let end = gathered.appends.len();
+        let end = gathered.parts.len();
         match gathered.replies.last_mut() {
             Some((last, reply)) if Arc::ptr_eq(reply, &submission.reply) => *last = end,
             _ => gathered.replies.push((end, Arc::clone(&submission.reply))),
         }
         drop(gathered);
-        submission.bytes.clear();
-        submission.hashes.clear();
+        submission.clear();
         self.wake();
         true
     }
@@ -138,9 +168,9 @@ impl CommitQueue {
         self.bytes.load(Ordering::Relaxed)
     }
 
-    /// So many appends, with so many bytes of records, have been answered.
-    pub(crate) fn answered(&self, appends: usize, bytes: usize) {
-        self.bytes.fetch_sub(weight(bytes, appends), Ordering::Relaxed);
+    /// So many publishes, with so many bytes of records, have been answered.
+    pub(crate) fn answered(&self, parts: usize, bytes: usize) {
+        self.bytes.fetch_sub(weight(bytes, parts), Ordering::Relaxed);
     }
 
     /// No more is taken; what waits still is.

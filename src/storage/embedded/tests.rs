@@ -15,7 +15,7 @@ use super::*;
 use crate::protocol::{Batch, RecordArea};
 use crate::storage::block_store::{BlockStore, MemoryBlockStore};
 use crate::storage::disk::{Fault, FaultyDisk};
-use crate::storage::engine::{Appended, Reply, record_hash};
+use crate::storage::engine::{Appended, Outcome, Reply, record_hash};
 use crate::storage::options::Retention;
 use crate::storage::room::Targets;
 use crate::types::{NewRecord, Offset, PublisherId, Time};
@@ -61,11 +61,9 @@ struct Stepped {
 struct Answers(Mutex<Vec<(u32, Outcome)>>);
 
 impl Reply for Answers {
-    fn answered(&self, tag: u32, _bytes: usize, outcome: Outcome) {
-        self.0.lock().push((tag, outcome));
+    fn answered(&self, answers: &[Answer], _targets: Targets) {
+        self.0.lock().extend(answers.iter().map(|answer| (answer.tag, answer.outcome.clone())));
     }
-
-    fn flush(&self, _targets: Targets) {}
 }
 
 fn options(stride: u64) -> Options {
@@ -112,7 +110,7 @@ impl Stepped {
                 Err(error) => return publishes.iter().map(|_| Err(Refused::from_engine(&error))).collect(),
             };
             let tag = u32::try_from(tag).expect("few");
-            submission.push(room, Arc::from(""), publish.publisher, publish.seq, None, tag, &area, hashes);
+            submission.push(&room, &Arc::from(""), publish.publisher, publish.seq, None, tag, &area, &hashes);
         }
         assert!(self.shared.queue.submit(&mut submission));
         assert_eq!(self.committer.step(), Step::Answered);

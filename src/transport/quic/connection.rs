@@ -13,7 +13,7 @@ use crate::broker::{Broker, Pulled, Wake};
 use crate::metrics::Sampled;
 use crate::protocol::split_frame;
 use crate::session::{Due, End, Life, Outbox, Reading, Service};
-use crate::storage::{Outcome, Reply, Targets};
+use crate::storage::{Answer, Reply, Targets};
 use crate::transport::encode::Tally;
 use crate::transport::timer::Timer;
 use crate::transport::{CLOSE_TIMEOUT, QUEUE_RETRY, READ_BYTES, ROUNDS};
@@ -79,12 +79,8 @@ impl Wake for Woken {
 }
 
 impl Reply for Woken {
-    fn answered(&self, tag: u32, bytes: usize, outcome: Outcome) {
-        self.outbox.answered(tag, bytes, outcome);
-    }
-
-    fn flush(&self, _targets: Targets) {
-        self.outbox.flushed();
+    fn answered(&self, answers: &[Answer], _targets: Targets) {
+        self.outbox.answered(answers);
         self.outbox.kick();
     }
 }

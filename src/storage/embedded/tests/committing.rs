@@ -23,9 +23,10 @@ fn a_commit_of_very_many_small_publishes_is_split_before_it_is_too_long_for_a_un
     let room = log.shared.catalog.room("one").expect("a room");
     let user: Arc<str> = Arc::from("u".repeat(1000));
     let mut submission = Submission::new(Arc::clone(&log.answers) as Arc<dyn Reply>);
-    for seq in 1..=40_000_u32 {
-        let (room, user, publisher) = (Arc::clone(&room), Arc::clone(&user), PublisherId([1; 16]));
-        submission.push(room, user, publisher, seq.into(), None, seq, &area, [hash]);
+    for tag in 1..=40_000_u32 {
+        // Two take turns, so that no two publishes are a row.
+        let (publisher, seq) = (PublisherId([u8::from(tag % 2 == 0); 16]), u64::from(tag.div_ceil(2)));
+        submission.push(&room, &user, publisher, seq, None, tag, &area, &[hash]);
     }
     assert!(log.shared.queue.submit(&mut submission));
     assert_eq!(log.committer.step(), Step::Answered);
@@ -55,17 +56,63 @@ fn very_many_floors_are_split_before_they_are_too_long_for_a_unit() {
     assert_eq!(*log.shared.health.lock(), Health::Ok);
 }
 
+#[test]
+fn publishes_that_came_in_a_row_are_stored_together_and_answered_one_by_one() {
+    let mut log = open(options(3));
+    let room = log.shared.catalog.room("one").expect("a room");
+    let user: Arc<str> = Arc::from("");
+    // Publish n has n records, so the one with tag n begins behind (n - 1) n / 2 others.
+    let publish = |log: &mut Stepped, tags: std::ops::RangeInclusive<u32>| {
+        let mut submission = Submission::new(Arc::clone(&log.answers) as Arc<dyn Reply>);
+        for tag in tags {
+            let (record, hash) = record();
+            let (area, hashes) = (record.repeat(tag as usize), vec![hash; tag as usize]);
+            let seq = u64::from((tag - 1) * tag / 2 + 1);
+            submission.push(&room, &user, PublisherId([1; 16]), seq, None, tag, &area, &hashes);
+        }
+        assert_eq!(submission.appends.len(), 1, "one row");
+        assert!(log.shared.queue.submit(&mut submission));
+        assert_eq!(log.committer.step(), Step::Answered);
+        std::mem::take(&mut *log.answers.0.lock())
+    };
+    let check = |answers: &[(u32, Outcome)], duplicate: &dyn Fn(u32) -> bool| {
+        for (tag, outcome) in answers {
+            let appended = outcome.as_ref().expect("stored");
+            let before = u64::from((tag - 1) * tag / 2);
+            let (first, last) = (Offset(3 * (before + 1)), Offset(3 * (before + u64::from(*tag))));
+            assert_eq!((appended.first, appended.last, appended.duplicate), (first, last, duplicate(*tag)), "{tag}");
+        }
+    };
+    let answers = publish(&mut log, 1..=5);
+    assert_eq!(answers.len(), 5);
+    check(&answers, &|_| false);
+    let block = room.tail(Offset::ZERO, |block| {
+        assert_eq!(Batch::parse(&block.body).expect("a batch").runs().count(), 1, "one run for all of them");
+        true
+    });
+    assert_eq!(block, crate::storage::Tail::Batches { last: Offset(45), head: true });
+    // Repeats and new ones in a row: each for itself.
+    let answers = publish(&mut log, 4..=8);
+    assert_eq!(answers.iter().map(|(tag, _)| *tag).collect::<Vec<_>>(), [4, 5, 6, 7, 8]);
+    check(&answers, &|tag| tag <= 5);
+    assert_eq!(room.facts().records, 36);
+    // A row that leaves one out is refused, publish by publish.
+    let answers = publish(&mut log, 10..=12);
+    assert!(answers.iter().all(|(_, it)| it.as_ref().is_err_and(|why| why.code == Code::OutOfOrder)), "{answers:?}");
+    assert_eq!((answers.len(), log.shared.queue.bytes()), (3, 0));
+}
+
 /// Answers, and panics when it is to answer the third.
 #[derive(Debug, Default)]
 struct Fragile(Mutex<Vec<(u32, Outcome)>>);
 
 impl Reply for Fragile {
-    fn answered(&self, tag: u32, _bytes: usize, outcome: Outcome) {
-        assert_ne!(tag, 2, "as it is meant to be");
-        self.0.lock().push((tag, outcome));
+    fn answered(&self, answers: &[Answer], _targets: Targets) {
+        for answer in answers {
+            assert_ne!(answer.tag, 2, "as it is meant to be");
+            self.0.lock().push((answer.tag, answer.outcome.clone()));
+        }
     }
-
-    fn flush(&self, _targets: Targets) {}
 }
 
 #[test]
@@ -78,13 +125,13 @@ fn a_panic_while_committing_stops_the_log_and_leaves_no_publisher_waiting() {
         for tag in 0..5_u32 {
             let room = log.shared.catalog.room("one").expect("a room");
             let publisher = PublisherId([u8::try_from(base).expect("small"); 16]);
-            submission.push(room, Arc::from(""), publisher, u64::from(tag) + 1, None, base + tag, &area, [hash]);
+            submission.push(&room, &Arc::from(""), publisher, u64::from(tag) + 1, None, base + tag, &area, &[hash]);
         }
         assert!(log.shared.queue.submit(&mut submission));
     }
     assert_eq!(log.committer.step(), Step::Answered);
     let tags = |answers: &[(u32, Outcome)]| answers.iter().map(|(tag, _)| *tag).collect::<Vec<_>>();
-    assert_eq!(tags(&fragile.0.lock()), [0, 1, 3, 4]);
+    assert_eq!(tags(&fragile.0.lock()), [0, 1], "whoever panics at its answers has had them");
     let answers = std::mem::take(&mut *log.answers.0.lock());
     assert_eq!(tags(&answers), [10, 11, 12, 13, 14]);
     for (_, outcome) in &answers {
@@ -142,7 +189,7 @@ fn submit_one(engine: &dyn Engine, reply: Arc<dyn Reply>) {
     let (area, hash) = record();
     let room = engine.room(&RoomName::new("one").expect("a name")).expect("a room");
     let mut submission = Submission::new(reply);
-    submission.push(room, Arc::from(""), PublisherId([1; 16]), 1, None, 0, &area, [hash]);
+    submission.push(&room, &Arc::from(""), PublisherId([1; 16]), 1, None, 0, &area, &[hash]);
     engine.submit(&mut submission);
 }
 
@@ -160,9 +207,7 @@ fn a_panic_of_the_keeper_stops_the_log() {
 struct LastOwner(Mutex<Option<Arc<Embedded>>>, std::sync::mpsc::Sender<()>);
 
 impl Reply for LastOwner {
-    fn answered(&self, _tag: u32, _bytes: usize, _outcome: Outcome) {}
-
-    fn flush(&self, _targets: Targets) {
+    fn answered(&self, _answers: &[Answer], _targets: Targets) {
         drop(self.0.lock().take());
         let _ = self.1.send(());
     }
@@ -178,7 +223,7 @@ fn a_log_whose_last_owner_is_dropped_on_the_committers_thread_is_closed() {
     let owner = Arc::new(LastOwner(Mutex::new(Some(log)), dropped));
     let (area, hash) = record();
     let mut submission = Submission::new(owner as Arc<dyn Reply>);
-    submission.push(room, Arc::from(""), PublisherId([1; 16]), 1, None, 0, &area, [hash]);
+    submission.push(&room, &Arc::from(""), PublisherId([1; 16]), 1, None, 0, &area, &[hash]);
     assert!(shared.queue.submit(&mut submission));
     last.recv_timeout(Duration::from_secs(60)).expect("the committer answers");
     wait_for("the log is closed", || *shared.health.lock() == Health::Closed);
@@ -208,7 +253,7 @@ fn with_durability_memory_the_volumes_are_bounded_too() {
         let mut submission = Submission::new(Arc::clone(&answers) as Arc<dyn Reply>);
         seq += 1;
         let hash = record_hash(RecordArea(&area).split_first().expect("encoded").expect("a record").0);
-        submission.push(room, Arc::from(""), PublisherId([1; 16]), seq, None, 0, &area, [hash]);
+        submission.push(&room, &Arc::from(""), PublisherId([1; 16]), seq, None, 0, &area, &[hash]);
         log.submit(&mut submission);
         wait_for("the answer", || !answers.0.lock().is_empty());
         if let Err(refused) = answers.0.lock().pop().expect("one answer").1 {
