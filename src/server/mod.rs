@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 use tokio::net::TcpListener;
 use tokio::sync::Notify;
-use tokio::task::AbortHandle;
+use tokio::task::{AbortHandle, JoinSet};
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -32,6 +32,7 @@ use crate::metrics::{Budget, Transport};
 use crate::session::{Outbox, SendBudget};
 use crate::transport::quic;
 use crate::transport::tls::{Identity, TlsError};
+use crate::transport::websocket::Fanout;
 
 /// Connections that the system holds until they are accepted.
 const BACKLOG: u32 = 1024;
@@ -97,6 +98,9 @@ struct Inner {
     admission: Arc<Admission>,
     sessions: Mutex<HashMap<u64, Entry>>,
     send_budget: Arc<SendBudget>,
+    fanout: Arc<Fanout>,
+    /// The tasks of the fan-out: as many as may run at a time.
+    _fanout_tasks: JoinSet<()>,
     /// Accept loops and upkeep end.
     stop: CancellationToken,
     /// Everything ends.
@@ -155,6 +159,7 @@ impl Server {
         let send_budget = Arc::new(SendBudget::new(options.send_bytes_max));
         #[expect(clippy::cast_precision_loss, reason = "a gauge is a float")]
         broker.metrics().budget_max[Budget::SendBuffers].set(options.send_bytes_max as f64);
+        let fanout = Arc::<Fanout>::default();
         let inner = Arc::new(Inner {
             broker,
             options,
@@ -163,6 +168,10 @@ impl Server {
             admission,
             sessions: Mutex::default(),
             send_budget,
+            _fanout_tasks: (0..tokio::runtime::Handle::current().metrics().num_workers())
+                .map(|_| Arc::clone(&fanout).serve())
+                .collect(),
+            fanout,
             stop: CancellationToken::new(),
             cut: CancellationToken::new(),
             idle: Notify::new(),
@@ -355,6 +364,12 @@ impl Drop for Registered {
         if idle && self.inner.stop.is_cancelled() {
             self.inner.idle.notify_one();
         }
+    }
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        self.fanout.close();
     }
 }
 

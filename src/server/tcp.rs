@@ -145,8 +145,9 @@ impl Inner {
             && let Some((socket, early)) = socket(upgraded.into_inner().into_inner())
         {
             let send_bytes_max = self.options.websocket_send_bytes_max;
+            let fanout = Arc::clone(&self.fanout);
             self.begin_session(Transport::WebSocket, permit, |broker, number, outbox| {
-                Connection::serve(socket, &early, broker, number, outbox, send_bytes_max)
+                Connection::serve(socket, &early, broker, number, outbox, send_bytes_max, fanout)
             });
         }
     }

@@ -11,6 +11,7 @@ use super::world::{Got, Seen, Via, World, after, payloads, room};
 
 scenarios! {
     readers_before_during_and_after_see_the_same_records_in_order,
+    a_hundred_readers_of_a_room_see_the_same_records_in_order,
     joins_at_random_moments_under_load_have_unbroken_chains,
     each_start_begins_where_it_says,
     a_position_that_cannot_be_gone_on_from_is_void,
@@ -48,6 +49,33 @@ async fn readers_before_during_and_after_see_the_same_records_in_order(via: Via,
     assert_eq!(during.records(0, 200).await, first);
     assert_eq!(later.records(0, 200).await, first);
     assert_eq!(first.last().map(|record| record.offset), Some(200 * stride));
+}
+
+/// More than are served where a commit is made, and more than a task of the fan-out takes at a time.
+async fn a_hundred_readers_of_a_room_see_the_same_records_in_order(via: Via, stride: u64) {
+    let world = world(via, stride).await;
+    let lobby = room("lobby");
+    let mut readers = Vec::new();
+    for _ in 0..100 {
+        readers.push(world.peer().await.join(&lobby, Start::New).await.expect("joined"));
+    }
+    let mut publishers = Vec::new();
+    for number in 0..4 {
+        let (peer, lobby) = (world.peer().await, lobby.clone());
+        publishers.push(tokio::spawn(async move {
+            for count in 0..50 {
+                peer.publish(&lobby, format!("{number}-{count}").as_bytes()).await.expect("stored");
+            }
+        }));
+    }
+    let expected = readers[0].records_at_least(0, 200).await;
+    assert_eq!(expected.len(), 200);
+    for reader in &mut readers[1..] {
+        assert_eq!(reader.records_at_least(0, 200).await, expected);
+    }
+    for publisher in publishers {
+        publisher.await.expect("no panic");
+    }
 }
 
 async fn joins_at_random_moments_under_load_have_unbroken_chains(via: Via, stride: u64) {

@@ -2,30 +2,38 @@
 
 use std::cell::RefCell;
 use std::future::Future;
-use std::io;
+use std::io::{self, IoSlice};
 use std::net::Shutdown;
+use std::ops::Deref;
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Weak};
 use std::task::{Context, Poll, ready};
 use std::time::Instant;
 
 use bytes::Bytes;
 use hyper::upgrade::Upgraded;
 use hyper_util::rt::TokioIo;
-use parking_lot::{MappedMutexGuard, Mutex, MutexGuard};
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use rustix::io::Errno;
+use rustix::net::{RecvFlags, SendFlags};
+use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 use tokio::net::TcpStream;
 use tokio_rustls::server::TlsStream;
 
+use super::fanout::Fanout;
 use super::guard::{Event, Guard, Violation};
 use super::out::{Out, Pumped};
 use crate::broker::{Broker, Readers, Wake};
+use crate::lock::{Mutex, MutexGuard};
 use crate::protocol::JoinId;
 use crate::session::{Due, End, Life, Outbox, Reading, Service, Streams};
-use crate::storage::{Outcome, Refused, Reply, Targets};
+use crate::storage::{Answer, Refused, Reply, Targets};
 use crate::transport::timer::Timer;
 use crate::transport::{CLOSE_TIMEOUT, QUEUE_RETRY, READ_BYTES, ROUNDS};
 use crate::types::RoomName;
+
+/// Writes of a thread that is not the task's: one, and a look at what it has made room for.
+const TURNS_IN_PLACE: usize = 2;
 
 /// A stream that has become a WebSocket.
 #[derive(Debug)]
@@ -57,6 +65,10 @@ pub(crate) struct Connection {
     outbox: Arc<Outbox>,
     /// The socket, for all threads; absent under TLS, where only the task has it.
     direct: Option<TcpStream>,
+    fanout: Arc<Fanout>,
+    /// Whether it stands in the list of the fan-out.
+    in_fanout: AtomicBool,
+    this: Weak<Self>,
 }
 
 impl Connection {
@@ -69,14 +81,21 @@ impl Connection {
         number: u64,
         outbox: Arc<Outbox>,
         send_bytes_max: usize,
+        fanout: Arc<Fanout>,
     ) -> Serving {
         let now = Instant::now();
         let (tls, direct) = match socket {
             Socket::Plain(stream) => (None, Some(stream)),
             Socket::Tls(stream) => (Some(stream), None),
         };
-        let connection =
-            Arc::new(Self { out: Mutex::new(Out::new(send_bytes_max)), outbox: Arc::clone(&outbox), direct });
+        let connection = Arc::new_cyclic(|this| Self {
+            out: Mutex::new(Out::new(send_bytes_max)),
+            outbox: Arc::clone(&outbox),
+            direct,
+            fanout,
+            in_fanout: AtomicBool::new(false),
+            this: this.clone(),
+        });
         let wake = Arc::clone(&connection) as Arc<dyn Wake>;
         connection.out.lock().readers = Some(broker.readers(number, wake));
         let reply = Arc::clone(&connection) as Arc<dyn Reply>;
@@ -85,20 +104,39 @@ impl Connection {
         let timer = Timer::new(now);
         // A copy: the bytes are part of the buffer of the handshake, which an idle connection is not to keep.
         let early = early.to_vec();
-        Serving::Going(Task { connection, tls, service, guard, timer, early, taken: 0 })
+        Serving::Going(Task { connection, tls, service, guard, timer, early, taken: 0, unwritten: false })
     }
 
     fn direct(&self) -> &TcpStream {
         self.direct.as_ref().expect("a socket without TLS is there for all threads")
     }
 
-    /// Serves the session on this thread if that is worth it and nobody else is at it, else wakes its task.
+    /// Serves the session on this thread if that is worth it, else has it served soon.
     fn advance(&self, targets: Targets) {
-        if targets == Targets::Few
-            && let Some(direct) = &self.direct
+        if self.direct.is_none() {
+            self.outbox.kick();
+        } else if targets == Targets::Few {
+            self.write_in_place();
+        } else if !self.in_fanout.swap(true, Ordering::SeqCst)
+            && let Some(this) = self.this.upgrade()
+        {
+            self.fanout.push(this);
+        }
+    }
+
+    /// Serves the session as one of many.
+    pub(super) fn serve_in_turn(&self) {
+        // Cleared before it is looked at what there is: what comes from here on has it served again.
+        self.in_fanout.store(false, Ordering::SeqCst);
+        self.write_in_place();
+    }
+
+    /// Writes on this thread what there is, if nobody else is at it and the socket takes it; else wakes the task.
+    fn write_in_place(&self) {
+        if let Some(direct) = &self.direct
             && let Some(mut out) = self.out.try_lock()
             && !out.blocked
-            && out.pump(&self.outbox, 1, |slices| direct.try_write_vectored(slices)) == Pumped::All
+            && out.pump(&self.outbox, TURNS_IN_PLACE, |slices| send(direct, slices)) == Pumped::All
             && !self.outbox.is_waiting()
         {
             return;
@@ -114,22 +152,18 @@ impl Wake for Connection {
 }
 
 impl Reply for Connection {
-    fn answered(&self, tag: u32, bytes: usize, outcome: Outcome) {
-        self.outbox.answered(tag, bytes, outcome);
-    }
-
-    fn flush(&self, targets: Targets) {
-        self.outbox.flushed();
+    fn answered(&self, answers: &[Answer], targets: Targets) {
+        self.outbox.answered(answers);
         self.advance(targets);
     }
 }
 
 impl Streams for Connection {
-    type Access<'a> = MappedMutexGuard<'a, Readers>;
+    type Access<'a> = Access<'a>;
 
     fn readers(&self) -> Self::Access<'_> {
         // While this is held nothing is pulled: a join's answer is queued before its first record.
-        MutexGuard::map(self.out.lock(), |out| out.readers.as_mut().expect("the session is not over"))
+        Access(self.out.lock())
     }
 
     fn open(&self, _join: JoinId, _room: &RoomName) -> Result<(), Refused> {
@@ -137,6 +171,17 @@ impl Streams for Connection {
     }
 
     fn close(&self, _join: JoinId) {}
+}
+
+/// The readers of a session that is not over, under the lock of what writes.
+pub(crate) struct Access<'a>(MutexGuard<'a, Out>);
+
+impl Deref for Access<'_> {
+    type Target = Readers;
+
+    fn deref(&self) -> &Readers {
+        self.0.readers.as_ref().expect("the session is not over")
+    }
 }
 
 /// A session being served: done when it is over.
@@ -203,6 +248,8 @@ pub(crate) struct Task {
     early: Vec<u8>,
     /// The bytes that the socket had taken when its progress was last looked at.
     taken: u64,
+    /// Whether there may be something to write beside answers.
+    unwritten: bool,
 }
 
 thread_local! {
@@ -213,7 +260,8 @@ thread_local! {
 impl Task {
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Over> {
         let now = Instant::now();
-        self.connection.outbox.take_kick(cx);
+        // TLS may have something to say by itself.
+        self.unwritten |= self.connection.outbox.take_kick(cx) || self.tls.is_some();
         match self.rounds(cx, now) {
             Ok(retry) => self.wait(cx, now, retry),
             Err(over) => Poll::Ready(over),
@@ -223,10 +271,14 @@ impl Task {
     /// Writes and reads until there is nothing to do; returns when to look again if nobody wakes the task.
     fn rounds(&mut self, cx: &mut Context<'_>, now: Instant) -> Result<Option<Instant>, Over> {
         for _ in 0..ROUNDS {
-            match self.write(cx, now) {
-                Pumped::Broken => return Err(Over::Gone),
-                Pumped::More => cx.waker().wake_by_ref(),
-                Pumped::All | Pumped::Blocked => {}
+            if self.unwritten || self.connection.outbox.bytes() > 0 {
+                let pumped = self.write(cx, now);
+                self.unwritten = pumped != Pumped::All;
+                match pumped {
+                    Pumped::Broken => return Err(Over::Gone),
+                    Pumped::More => cx.waker().wake_by_ref(),
+                    Pumped::All | Pumped::Blocked => {}
+                }
             }
             self.service.read_on();
             if let Some(after) = self.connection.outbox.stopped() {
@@ -268,6 +320,7 @@ impl Task {
             Due::End(end) => return Poll::Ready(Over::End(end)),
             Due::Ping => {
                 self.connection.out.lock().ping();
+                self.unwritten = true;
                 cx.waker().wake_by_ref();
             }
         }
@@ -276,7 +329,8 @@ impl Task {
     }
 
     fn write(&mut self, cx: &mut Context<'_>, now: Instant) -> Pumped {
-        let mut out = self.connection.out.lock();
+        // Who holds it is writing, and about to be done; waiting for that would keep everybody else of this thread.
+        let Some(mut out) = self.connection.out.try_lock() else { return Pumped::More };
         let pumped = pump(&self.connection, self.tls.as_deref_mut(), &mut out, cx);
         let clocks = self.service.session().clocks();
         match pumped {
@@ -302,7 +356,7 @@ impl Task {
     }
 
     fn take(&mut self, bytes: &[u8], now: Instant) -> Result<(), Over> {
-        let Self { connection, service, guard, .. } = self;
+        let Self { connection, service, guard, unwritten, .. } = self;
         let mut completed = false;
         let read = guard.read(bytes, |event| {
             match event {
@@ -310,7 +364,10 @@ impl Task {
                     completed = true;
                     service.message(message, &**connection)?;
                 }
-                Event::Ping(payload) => connection.out.lock().pong(payload),
+                Event::Ping(payload) => {
+                    connection.out.lock().pong(payload);
+                    *unwritten = true;
+                }
                 Event::Pong => {}
                 Event::Close => return Err(Over::Closed),
             }
@@ -396,10 +453,30 @@ fn read(
     let direct = connection.direct();
     loop {
         ready!(direct.poll_read_ready(cx))?;
-        match direct.try_read(buffer) {
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-            read => return Poll::Ready(read),
+        let mut read = Ok(0);
+        let _ = direct.try_io(Interest::READABLE, || {
+            read = rustix::net::recv(direct, &mut *buffer, RecvFlags::empty()).map(|(bytes, _)| bytes);
+            match read {
+                // All there was: the next poll would be told so by a call of its own. What comes from here on makes
+                // the socket ready anew, and this forgets nothing that came before.
+                Ok(bytes) if bytes > 0 && bytes < buffer.len() => Err(io::ErrorKind::WouldBlock.into()),
+                Ok(_) => Ok(()),
+                Err(error) => Err(error.into()),
+            }
+        });
+        match read {
+            Err(Errno::AGAIN | Errno::INTR) => {}
+            read => return Poll::Ready(read.map_err(io::Error::from)),
         }
+    }
+}
+
+/// Writes without waiting.
+fn send(direct: &TcpStream, slices: &[IoSlice<'_>]) -> io::Result<usize> {
+    match slices {
+        // Most writes are of one piece, and a call for a single one is quicker.
+        [slice] => direct.try_io(Interest::WRITABLE, || Ok(rustix::net::send(direct, slice, SendFlags::NOSIGNAL)?)),
+        _ => direct.try_write_vectored(slices),
     }
 }
 
@@ -414,7 +491,7 @@ fn pump(
     let Some(stream) = tls else {
         let direct = connection.direct();
         loop {
-            let pumped = out.pump(outbox, ROUNDS, |slices| direct.try_write_vectored(slices));
+            let pumped = out.pump(outbox, ROUNDS, |slices| send(direct, slices));
             if pumped != Pumped::Blocked {
                 return pumped;
             }

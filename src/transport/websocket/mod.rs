@@ -1,10 +1,12 @@
 //! A session over one WebSocket: a task that reads and decides, and a way to write that any thread may take.
 
 mod connection;
+mod fanout;
 mod guard;
 mod out;
 
 pub(crate) use connection::{Connection, Socket};
+pub(crate) use fanout::Fanout;
 
 /// The HTTP half of the handshake; what comes out of it goes through our own guard.
 pub(crate) use fastwebsockets::upgrade::{UpgradeFut as Upgrade, upgrade};

@@ -1,0 +1,78 @@
+//! Many sessions told at once: a few tasks serve them one behind the other, instead of each task being woken.
+//!
+//! A record for a hundred subscribers, or a commit with the publishes of a hundred sessions, makes a hundred
+//! connections ready to write at the same moment. Waking a task costs about a fifth of the write that it makes, and all of it on the
+//! committer's thread. So the committer only puts connections into a list, which tasks like the workers of the runtime in
+//! number take from. A connection whose socket takes no more is left to its own task.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use tokio::sync::Notify;
+
+use super::connection::Connection;
+use crate::lock::Mutex;
+
+/// Connections that a task takes at a time, before others get their turn; and so many that wait are reason enough to
+/// wake one more task.
+const AT_ONCE: usize = 16;
+
+/// The connections that are to be served.
+#[derive(Debug, Default)]
+pub(crate) struct Fanout {
+    ready: Mutex<Ready>,
+    /// While the list is not empty a task is awake, or will be.
+    work: Notify,
+}
+
+#[derive(Debug, Default)]
+struct Ready {
+    list: VecDeque<Arc<Connection>>,
+    closed: bool,
+}
+
+impl Fanout {
+    /// Adds a connection, which is not in the list.
+    pub(super) fn push(&self, connection: Arc<Connection>) {
+        let mut ready = self.ready.lock();
+        if ready.closed {
+            return;
+        }
+        ready.list.push_back(connection);
+        let waiting = ready.list.len();
+        drop(ready);
+        if waiting % AT_ONCE == 1 {
+            self.work.notify_one();
+        }
+    }
+
+    /// Ends it: the server is no more, and neither is a task that serves.
+    pub(crate) fn close(&self) {
+        let mut ready = self.ready.lock();
+        ready.closed = true;
+        let list = std::mem::take(&mut ready.list);
+        drop(ready);
+        // A connection holds the fan-out.
+        drop(list);
+    }
+
+    /// Serves what is added, for ever.
+    pub(crate) async fn serve(self: Arc<Self>) {
+        let mut taken = Vec::with_capacity(AT_ONCE);
+        loop {
+            {
+                let list = &mut self.ready.lock().list;
+                let count = list.len().min(AT_ONCE);
+                taken.extend(list.drain(..count));
+            }
+            if taken.is_empty() {
+                self.work.notified().await;
+                continue;
+            }
+            for connection in taken.drain(..) {
+                connection.serve_in_turn();
+            }
+            tokio::task::yield_now().await;
+        }
+    }
+}
