@@ -150,7 +150,7 @@ impl Ballast {
             scramble(&mut piece[..count], &mut state);
             file.write_all_at(&piece[..count], at)?;
             at += count as u64;
-            if at % SYNCED_BYTES == 0 {
+            if (at - from).is_multiple_of(SYNCED_BYTES) {
                 file.sync_data()?;
             }
         }

@@ -30,7 +30,9 @@ impl Timer {
         }
         (self.at, self.armed) = (deadline, true);
         self.sleep.as_mut().reset(deadline.into());
-        if self.sleep.as_mut().poll(cx).is_ready() {
+        // A task whose turn is over would be told to wait without the sleep having been told of it.
+        let sleep = std::pin::pin!(tokio::task::unconstrained(self.sleep.as_mut()));
+        if sleep.poll(cx).is_ready() {
             cx.waker().wake_by_ref();
         }
     }

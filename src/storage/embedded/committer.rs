@@ -47,6 +47,9 @@ const TAIL_BATCH_OVERHEAD_BYTES: usize = 192;
 /// most, in bytes.
 const APPEND_OVERHEAD_BYTES: usize = 256;
 
+/// What the head of a run takes beside the user, at most, in bytes.
+const RUN_OVERHEAD_BYTES: usize = 72;
+
 /// The appends of one commit, with all that a unit takes for them, in bytes; a single one is shorter by far.
 const APPENDS_BYTES_MAX: usize = 24 << 20;
 
@@ -234,17 +237,17 @@ impl Committer {
     /// more than so many bytes of records, and is no longer than a unit may be, but has one append at least.
     fn end_of_commit(&self, gathered: &Gathered, first: usize) -> (usize, usize) {
         let records_max = self.shared.options.commit_bytes_max;
-        let mut start = gathered.start_of(first).bytes;
+        let Place { part: mut parts, bytes: mut start, .. } = gathered.start_of(first);
         let (mut records, mut unit) = (0, 0);
         for (index, append) in gathered.appends.iter().enumerate().skip(first) {
             let end = gathered.parts[append.parts_end - 1].bytes_end;
             let bytes = end - start;
-            let unit_with_it = unit + unit_bytes_max(append, bytes);
+            let unit_with_it = unit + unit_bytes_max(append, append.parts_end - parts, bytes);
             records += bytes;
             if index > first && (records > records_max || unit_with_it > APPENDS_BYTES_MAX) {
                 return (index, unit);
             }
-            (start, unit) = (end, unit_with_it);
+            (start, parts, unit) = (end, append.parts_end, unit_with_it);
         }
         (gathered.appends.len(), unit)
     }
@@ -547,11 +550,13 @@ impl Committer {
     }
 }
 
-/// What a unit takes for an append with so many bytes of records, at most.
-fn unit_bytes_max(append: &Append, bytes: usize) -> usize {
+/// What a unit takes for an append of so many publishes with so many bytes of records, at most.
+fn unit_bytes_max(append: &Append, parts: usize, bytes: usize) -> usize {
     // Two batches that follow each other are together longer than one may be.
     let batches = 2 + 2 * bytes / BATCH_BYTES_MAX;
-    bytes + append.room.name().as_str().len() + batches * (APPEND_OVERHEAD_BYTES + append.user.len())
+    // Each publish may become a run of its own, if one of them is no new one.
+    let runs = parts * (RUN_OVERHEAD_BYTES + append.user.len());
+    bytes + append.room.name().as_str().len() + batches * (APPEND_OVERHEAD_BYTES + append.user.len()) + runs
 }
 
 impl RoomCommit {

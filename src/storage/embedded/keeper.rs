@@ -110,7 +110,8 @@ impl Keeper {
 
     pub(super) fn run(mut self) {
         let shared = Arc::clone(&self.shared);
-        // Of the calling thread alone, which is so on Linux. Refused, volumes compete with everything else.
+        // On Linux that is of this thread and of those that it starts, sled's for a volume. Refused, volumes compete with
+        // everything else.
         #[cfg(target_os = "linux")]
         let _ = rustix::process::nice(NICENESS);
         if let Err(panic) = catch_unwind(AssertUnwindSafe(|| self.work())) {

@@ -68,6 +68,8 @@ pub(crate) struct Connection {
     fanout: Arc<Fanout>,
     /// Whether it stands in the list of the fan-out.
     in_fanout: AtomicBool,
+    /// Whether the task waits for another thread to be done with the writing side.
+    wanted: AtomicBool,
     this: Weak<Self>,
 }
 
@@ -94,6 +96,7 @@ impl Connection {
             direct,
             fanout,
             in_fanout: AtomicBool::new(false),
+            wanted: AtomicBool::new(false),
             this: this.clone(),
         });
         let wake = Arc::clone(&connection) as Arc<dyn Wake>;
@@ -127,21 +130,39 @@ impl Connection {
     /// Serves the session as one of many.
     pub(super) fn serve_in_turn(&self) {
         // Cleared before it is looked at what there is: what comes from here on has it served again.
-        self.in_fanout.store(false, Ordering::SeqCst);
+        self.in_fanout.swap(false, Ordering::SeqCst);
         self.write_in_place();
+    }
+
+    /// Has the session served by its own task.
+    pub(super) fn serve_by_task(&self) {
+        self.outbox.kick();
     }
 
     /// Writes on this thread what there is, if nobody else is at it and the socket takes it; else wakes the task.
     fn write_in_place(&self) {
-        if let Some(direct) = &self.direct
+        let written = if let Some(direct) = &self.direct
             && let Some(mut out) = self.out.try_lock()
-            && !out.blocked
-            && out.pump(&self.outbox, TURNS_IN_PLACE, |slices| send(direct, slices)) == Pumped::All
-            && !self.outbox.is_waiting()
         {
-            return;
+            !out.blocked && out.pump(&self.outbox, TURNS_IN_PLACE, |slices| send(direct, slices)) == Pumped::All
+        } else {
+            false
+        };
+        if !written || self.outbox.is_waiting() || self.wanted.swap(false, Ordering::SeqCst) {
+            self.outbox.kick();
         }
-        self.outbox.kick();
+    }
+
+    /// For the task: the writing side, unless another thread is at it, which wakes the task when it is done.
+    fn out_or_wake(&self) -> Option<MutexGuard<'_, Out>> {
+        if let Some(out) = self.out.try_lock() {
+            return Some(out);
+        }
+        self.wanted.store(true, Ordering::SeqCst);
+        // It may have been done before it could see that.
+        let out = self.out.try_lock()?;
+        self.wanted.store(false, Ordering::SeqCst);
+        Some(out)
     }
 }
 
@@ -260,8 +281,7 @@ thread_local! {
 impl Task {
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Over> {
         let now = Instant::now();
-        // TLS may have something to say by itself.
-        self.unwritten |= self.connection.outbox.take_kick(cx) || self.tls.is_some();
+        self.unwritten |= self.connection.outbox.take_kick(cx);
         match self.rounds(cx, now) {
             Ok(retry) => self.wait(cx, now, retry),
             Err(over) => Poll::Ready(over),
@@ -271,13 +291,14 @@ impl Task {
     /// Writes and reads until there is nothing to do; returns when to look again if nobody wakes the task.
     fn rounds(&mut self, cx: &mut Context<'_>, now: Instant) -> Result<Option<Instant>, Over> {
         for _ in 0..ROUNDS {
-            if self.unwritten || self.connection.outbox.bytes() > 0 {
+            // TLS may have something to say by itself.
+            if self.unwritten || self.tls.is_some() || self.connection.outbox.bytes() > 0 {
                 let pumped = self.write(cx, now);
-                self.unwritten = pumped != Pumped::All;
+                self.unwritten = pumped != Some(Pumped::All);
                 match pumped {
-                    Pumped::Broken => return Err(Over::Gone),
-                    Pumped::More => cx.waker().wake_by_ref(),
-                    Pumped::All | Pumped::Blocked => {}
+                    Some(Pumped::Broken) => return Err(Over::Gone),
+                    Some(Pumped::More) => cx.waker().wake_by_ref(),
+                    Some(Pumped::All | Pumped::Blocked) | None => {}
                 }
             }
             self.service.read_on();
@@ -328,9 +349,9 @@ impl Task {
         Poll::Pending
     }
 
-    fn write(&mut self, cx: &mut Context<'_>, now: Instant) -> Pumped {
-        // Who holds it is writing, and about to be done; waiting for that would keep everybody else of this thread.
-        let Some(mut out) = self.connection.out.try_lock() else { return Pumped::More };
+    /// `None` while another thread is at it.
+    fn write(&mut self, cx: &mut Context<'_>, now: Instant) -> Option<Pumped> {
+        let mut out = self.connection.out_or_wake()?;
         let pumped = pump(&self.connection, self.tls.as_deref_mut(), &mut out, cx);
         let clocks = self.service.session().clocks();
         match pumped {
@@ -338,7 +359,7 @@ impl Task {
             _ => clocks.flowing(now),
         }
         self.taken = out.taken;
-        pumped
+        Some(pumped)
     }
 
     fn read(&mut self, cx: &mut Context<'_>, now: Instant) -> Poll<Result<(), Over>> {
@@ -453,7 +474,7 @@ fn read(
     let direct = connection.direct();
     loop {
         ready!(direct.poll_read_ready(cx))?;
-        let mut read = Ok(0);
+        let mut read = Err(Errno::AGAIN);
         let _ = direct.try_io(Interest::READABLE, || {
             read = rustix::net::recv(direct, &mut *buffer, RecvFlags::empty()).map(|(bytes, _)| bytes);
             match read {

@@ -6,7 +6,9 @@
 //! number take from. A connection whose socket takes no more is left to its own task.
 
 use std::collections::VecDeque;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
+use std::task::Poll;
 
 use tokio::sync::Notify;
 
@@ -16,6 +18,9 @@ use crate::lock::Mutex;
 /// Connections that a task takes at a time, before others get their turn; and so many that wait are reason enough to
 /// wake one more task.
 const AT_ONCE: usize = 16;
+
+/// Every so many turns a task lets others go first who are not ready yet; else those that are.
+const TURNS_PER_LOOK: u32 = 4;
 
 /// The connections that are to be served.
 #[derive(Debug, Default)]
@@ -59,6 +64,7 @@ impl Fanout {
     /// Serves what is added, for ever.
     pub(crate) async fn serve(self: Arc<Self>) {
         let mut taken = Vec::with_capacity(AT_ONCE);
+        let mut turn = 0_u32;
         loop {
             {
                 let list = &mut self.ready.lock().list;
@@ -70,9 +76,32 @@ impl Fanout {
                 continue;
             }
             for connection in taken.drain(..) {
-                connection.serve_in_turn();
+                // A task that ended here would serve nobody any more; the connection's own ends if it has to.
+                if catch_unwind(AssertUnwindSafe(|| connection.serve_in_turn())).is_err() {
+                    tracing::error!("serving a connection has panicked");
+                    connection.serve_by_task();
+                }
             }
-            tokio::task::yield_now().await;
+            turn += 1;
+            if turn.is_multiple_of(TURNS_PER_LOOK) {
+                // Lets the worker look at its sockets, and comes back when nobody else is ready.
+                tokio::task::yield_now().await;
+            } else {
+                behind_others().await;
+            }
         }
     }
+}
+
+/// Ready when all tasks that are ready now have had their turn.
+async fn behind_others() {
+    let mut waited = false;
+    std::future::poll_fn(|cx| {
+        if std::mem::replace(&mut waited, true) {
+            return Poll::Ready(());
+        }
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    })
+    .await;
 }

@@ -37,6 +37,31 @@ fn a_commit_of_very_many_small_publishes_is_split_before_it_is_too_long_for_a_un
 }
 
 #[test]
+fn rows_of_which_each_publish_becomes_a_run_of_its_own_are_split_before_they_are_too_long_for_a_unit() {
+    let mut log = open(options(1));
+    let (area, hash) = record();
+    let room = log.shared.catalog.room("one").expect("a room");
+    let user: Arc<str> = Arc::from("u".repeat(1000));
+    // The second time the first seq of each is a repeat, so that no row is new as a whole.
+    for seqs in [1..=1_u32, 1..=1000] {
+        let mut submission = Submission::new(Arc::clone(&log.answers) as Arc<dyn Reply>);
+        for publisher in 0..40_u8 {
+            for seq in seqs.clone() {
+                submission.push(&room, &user, PublisherId([publisher; 16]), seq.into(), None, seq, &area, &[hash]);
+            }
+        }
+        assert!(log.shared.queue.submit(&mut submission));
+        assert_eq!(log.committer.step(), Step::Answered);
+        let answers = std::mem::take(&mut *log.answers.0.lock());
+        assert_eq!(answers.len(), 40 * seqs.clone().count());
+        let repeats = answers.iter().filter(|(_, it)| it.as_ref().expect("stored").duplicate).count();
+        assert_eq!(repeats, if seqs.end() > &1 { 40 } else { 0 });
+    }
+    assert!(log.shared.committed.lock().seq.0 > 2, "more than one commit");
+    assert_eq!(*log.shared.health.lock(), Health::Ok);
+}
+
+#[test]
 fn very_many_floors_are_split_before_they_are_too_long_for_a_unit() {
     let mut log = open(options(1));
     let mut publisher = Source::new("one");
