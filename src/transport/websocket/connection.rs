@@ -20,7 +20,7 @@ use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 use tokio::net::TcpStream;
 use tokio_rustls::server::TlsStream;
 
-use super::fanout::Fanout;
+use super::fanout::{Fanout, Served};
 use super::guard::{Event, Guard, Violation};
 use super::out::{Out, Pumped};
 use crate::broker::{Broker, Readers, Wake};
@@ -127,18 +127,6 @@ impl Connection {
         }
     }
 
-    /// Serves the session as one of many.
-    pub(super) fn serve_in_turn(&self) {
-        // Cleared before it is looked at what there is: what comes from here on has it served again.
-        self.in_fanout.swap(false, Ordering::SeqCst);
-        self.write_in_place();
-    }
-
-    /// Has the session served by its own task.
-    pub(super) fn serve_by_task(&self) {
-        self.outbox.kick();
-    }
-
     /// Writes on this thread what there is, if nobody else is at it and the socket takes it; else wakes the task.
     fn write_in_place(&self) {
         let written = if let Some(direct) = &self.direct
@@ -163,6 +151,18 @@ impl Connection {
         let out = self.out.try_lock()?;
         self.wanted.store(false, Ordering::SeqCst);
         Some(out)
+    }
+}
+
+impl Served for Connection {
+    fn serve_in_turn(&self) {
+        // Cleared before it is looked at what there is: what comes from here on has it served again.
+        self.in_fanout.swap(false, Ordering::SeqCst);
+        self.write_in_place();
+    }
+
+    fn serve_by_task(&self) {
+        self.outbox.kick();
     }
 }
 

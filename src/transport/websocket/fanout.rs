@@ -6,13 +6,13 @@
 //! number take from. A connection whose socket takes no more is left to its own task.
 
 use std::collections::VecDeque;
+use std::fmt::Debug;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::task::Poll;
 
 use tokio::sync::Notify;
 
-use super::connection::Connection;
 use crate::lock::Mutex;
 
 /// Connections that a task takes at a time, before others get their turn; and so many that wait are reason enough to
@@ -21,6 +21,15 @@ const AT_ONCE: usize = 16;
 
 /// Every so many turns a task lets others go first who are not ready yet; else those that are.
 const TURNS_PER_LOOK: u32 = 4;
+
+/// A connection that can be served as one of many.
+pub(super) trait Served: Send + Sync + Debug {
+    /// Serves it on this thread, as far as that needs no waiting.
+    fn serve_in_turn(&self);
+
+    /// Has it served by its own task.
+    fn serve_by_task(&self);
+}
 
 /// The connections that are to be served.
 #[derive(Debug, Default)]
@@ -32,13 +41,13 @@ pub(crate) struct Fanout {
 
 #[derive(Debug, Default)]
 struct Ready {
-    list: VecDeque<Arc<Connection>>,
+    list: VecDeque<Arc<dyn Served>>,
     closed: bool,
 }
 
 impl Fanout {
     /// Adds a connection, which is not in the list.
-    pub(super) fn push(&self, connection: Arc<Connection>) {
+    pub(super) fn push(&self, connection: Arc<dyn Served>) {
         let mut ready = self.ready.lock();
         if ready.closed {
             return;
