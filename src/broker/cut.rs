@@ -2,6 +2,7 @@
 
 use bytes::Bytes;
 
+use crate::lock::Mutex;
 use crate::protocol::{Batch, BatchBuilder, Meant, WireError};
 use crate::storage::{Block, Source};
 use crate::types::Offset;
@@ -19,6 +20,45 @@ pub struct Part {
     pub body: Bytes,
     /// Where the body came from.
     pub source: Source,
+}
+
+/// What was encoded anew lately, for the next reader that is meant to have the same: many join a busy room at one place.
+#[derive(Default)]
+pub(super) struct Cuts([Mutex<Option<Kept>>; SLOTS]);
+
+/// How many are kept, each a batch body and a part of it.
+const SLOTS: usize = 8;
+
+struct Kept {
+    whole: Bytes,
+    after: Offset,
+    part: Part,
+}
+
+impl Cuts {
+    /// As [`cut`], to the end of the block.
+    pub(super) fn cut(&self, block: &Block, after: Offset, floor: Offset) -> Result<Option<Part>, WireError> {
+        let after = after.max(floor);
+        if block.prev >= after && block.first > floor {
+            return cut(block, after, Offset::MAX, floor);
+        }
+        let place = block.body.as_ptr() as usize;
+        let slot = &self.0[((place >> 6) ^ after.0 as usize) % SLOTS];
+        if let Some(kept) = &*slot.lock()
+            && kept.after == after
+            && (kept.whole.as_ptr() as usize, kept.whole.len()) == (place, block.body.len())
+        {
+            return Ok(Some(Part { source: block.source, ..kept.part.clone() }));
+        }
+        let part = cut(block, after, Offset::MAX, floor)?;
+        if let Some(part) = &part
+            && part.body.as_ptr() as usize != place
+        {
+            // What is kept cannot be freed, so no other body comes to lie in its place.
+            *slot.lock() = Some(Kept { whole: block.body.clone(), after, part: part.clone() });
+        }
+        Ok(part)
+    }
 }
 
 /// The part of a block behind `after` and above `floor`, up to `to`; `None` if nothing of it is meant.

@@ -3,7 +3,7 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use crate::protocol::Batch;
-use crate::storage::{Engine, EngineError, Read, ReadAt, Room};
+use crate::storage::{Block, Engine, EngineError, Outline, Read, ReadAt, Room};
 use crate::types::{Offset, Start};
 
 /// Reads; a panic is damage that nobody has foreseen, and whoever waits for the block is told.
@@ -12,7 +12,18 @@ pub(super) fn read(engine: &dyn Engine, room: &Room, at: ReadAt) -> Result<Read,
     read.unwrap_or_else(|_| Err(EngineError::Damaged(format!("room {:?}: reading {at:?} has panicked", room.name()))))
 }
 
-/// Finds where a start lies, one block per step.
+/// How many blocks a step passes over without reading them.
+const OUTLINES_PER_STEP: u32 = 32;
+
+/// Where a reader begins.
+pub(super) struct Place {
+    /// The offset of the record before the first one that is meant.
+    pub(super) start: Offset,
+    /// The block that follows it, if it was read: the reader wants it next.
+    pub(super) block: Option<Block>,
+}
+
+/// Finds where a start lies; a step reads one block at most.
 pub(super) struct Lookup {
     start: Start,
     /// How many records lie behind `before`.
@@ -26,12 +37,24 @@ impl Lookup {
     }
 
     /// The place that the start means, once it is found.
-    pub(super) fn step(&mut self, engine: &dyn Engine, room: &Room) -> Result<Option<Offset>, EngineError> {
+    pub(super) fn step(&mut self, engine: &dyn Engine, room: &Room) -> Result<Option<Place>, EngineError> {
         let damaged = |error| EngineError::Damaged(format!("room {:?}: {error}", room.name()));
         match self.start {
             Start::Last(count) => {
+                for _ in 0..OUTLINES_PER_STEP {
+                    let outline = catch_unwind(AssertUnwindSafe(|| engine.outline(room, self.before)));
+                    let Ok(Some(Outline { first, last, prev, records })) = outline else { break };
+                    let seen = self.seen + u64::from(records);
+                    if last >= self.before || seen > count {
+                        break;
+                    }
+                    if seen == count {
+                        return Ok(Some(Place { start: prev, block: None }));
+                    }
+                    (self.seen, self.before) = (seen, first);
+                }
                 let Read::Block(block) = read(engine, room, ReadAt::Before(self.before))? else {
-                    return Ok(Some(room.facts().floor));
+                    return Ok(Some(Place { start: room.facts().floor, block: None }));
                 };
                 let batch = Batch::parse(&block.body).map_err(damaged)?;
                 let mut offsets = Vec::with_capacity(batch.header.count as usize);
@@ -43,7 +66,8 @@ impl Lookup {
                 }
                 let wanted = count - self.seen;
                 if let Some(at) = (offsets.len() as u64).checked_sub(wanted) {
-                    return Ok(Some(offsets[usize::try_from(at).expect("an index")]));
+                    let start = offsets[usize::try_from(at).expect("an index")];
+                    return Ok(Some(Place { start, block: Some(block) }));
                 }
                 self.seen += offsets.len() as u64;
                 self.before = block.first;
@@ -53,16 +77,17 @@ impl Lookup {
                 // Looked at before: what is committed during the read may be of that time.
                 let head = room.facts().head;
                 let Read::Block(block) = read(engine, room, ReadAt::Since(time))? else {
-                    return Ok(Some(head));
+                    return Ok(Some(Place { start: head, block: None }));
                 };
                 let batch = Batch::parse(&block.body).map_err(damaged)?;
                 for record in batch.records(block.prev) {
                     let record = record.map_err(damaged)?;
                     if record.time >= time {
-                        return Ok(Some(record.prev));
+                        let start = record.prev;
+                        return Ok(Some(Place { start, block: Some(block) }));
                     }
                 }
-                Ok(Some(block.last))
+                Ok(Some(Place { start: block.last, block: None }))
             }
             Start::New | Start::Earliest | Start::After(_) => unreachable!("these starts need no lookup"),
         }

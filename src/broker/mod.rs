@@ -129,6 +129,7 @@ pub(crate) struct Inner {
     reader_sets: parking_lot::Mutex<Vec<std::sync::Weak<readers::Shared>>>,
     /// The outgoing queues of [`Broker::publish`].
     own_queues: Arc<publisher::Queues>,
+    cuts: cut::Cuts,
 }
 
 impl Broker {
@@ -172,6 +173,7 @@ impl Broker {
             sessions: AtomicU64::new(0),
             reader_sets: parking_lot::Mutex::default(),
             own_queues: Arc::default(),
+            cuts: cut::Cuts::default(),
         };
         Ok(Self { inner: Arc::new(inner) })
     }

@@ -12,8 +12,8 @@ use std::sync::{Arc, OnceLock, Weak};
 use bytes::Bytes;
 
 use super::Inner as BrokerInner;
-use super::cut::{Part, cut};
-use super::lookup::{Lookup, read};
+use super::cut::Part;
+use super::lookup::{Lookup, Place, read};
 use super::pool::{Class, SessionKey, Turn};
 use crate::lock::{Mutex, MutexGuard};
 use crate::protocol::JoinId;
@@ -444,6 +444,15 @@ impl Shared {
 
     /// One block that was read ahead is no more: let a waiting reader ask for its own. The pull that this wakes sees
     /// to the others.
+    /// Takes a place among the blocks that are read ahead, if there is one.
+    fn fetch_admitted(&self) -> bool {
+        let admitted = self.fetches.fetch_add(1, Ordering::SeqCst) < FETCHES_MAX;
+        if !admitted {
+            self.fetches.fetch_sub(1, Ordering::SeqCst);
+        }
+        admitted
+    }
+
     fn fetch_used(&self) {
         self.fetches.fetch_sub(1, Ordering::SeqCst);
         if let Some(reader) = self.next_waiting() {
@@ -584,8 +593,7 @@ impl Reader {
                 Took::More
             }
             Tail::Behind => {
-                if shared.fetches.fetch_add(1, Ordering::SeqCst) >= FETCHES_MAX {
-                    shared.fetches.fetch_sub(1, Ordering::SeqCst);
+                if !shared.fetch_admitted() {
                     return Took::Wait;
                 }
                 if state.live && !std::mem::replace(&mut state.lagging, true) {
@@ -615,7 +623,8 @@ impl Reader {
             return Took::More;
         }
         let part = match read {
-            Ok(Read::Block(block)) => cut(&block, state.position, Offset::MAX, floor)
+            Ok(Read::Block(block)) => (shared.broker.cuts)
+                .cut(&block, state.position, floor)
                 .map_err(|error| format!("room {:?} behind offset {}: {error}", self.room.name(), state.position))
                 .map(|part| (part, block.last)),
             // The records went away between the look at the tail and the read: look again.
@@ -683,9 +692,11 @@ impl Reader {
                 owner.lookups.fetch_sub(1, Ordering::SeqCst);
                 return Turn::Done;
             }
+            let mut found = None;
             let stage = match lookup.step(&*engine, &reader.room) {
                 Ok(None) => return Turn::Again,
-                Ok(Some(start)) => {
+                Ok(Some(Place { start, block })) => {
+                    found = block;
                     let Facts { first, head, floor, .. } = reader.room.facts();
                     let facts = JoinFacts { epoch: engine.epoch(), first, head, start: start.max(floor) };
                     Stage::Resolved { tag, facts }
@@ -698,6 +709,14 @@ impl Reader {
             let mut state = reader.state.lock();
             if matches!(state.stage, Stage::Resolving) {
                 state.stage = stage;
+                // What is given out next lies in it. Without credit it would hold a place for nothing.
+                if let Some(block) = found
+                    && !state.paused
+                    && state.credit.is_none_or(|credit| credit > 0)
+                    && owner.fetch_admitted()
+                {
+                    state.fetch = Fetch::Done(Ok(Read::Block(block)));
+                }
                 drop(state);
                 reader.enqueue(&owner);
             }

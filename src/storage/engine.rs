@@ -37,6 +37,12 @@ pub trait Engine: Send + Sync + Debug + 'static {
     /// When what is stored cannot be read.
     fn read(&self, room: &Room, at: ReadAt) -> Result<Read, EngineError>;
 
+    /// What the block is like that [`ReadAt::Before`] finds, where that is known without reading it and all of the
+    /// block is retained. Whoever looks for a place far back is spared the blocks in front of it.
+    fn outline(&self, _room: &Room, _before: Offset) -> Option<Outline> {
+        None
+    }
+
     /// Rooms that have or had records, in the order of their names' bytes: those behind `after` that begin with
     /// `prefix`, `limit` at most.
     fn list(&self, prefix: &str, after: &str, limit: usize) -> Vec<(RoomName, Facts)>;
@@ -69,6 +75,19 @@ pub enum Read {
     Block(Block),
     /// No retained record lies there.
     Nothing,
+}
+
+/// A block, without what is in it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Outline {
+    /// The first record's offset.
+    pub first: Offset,
+    /// The last record's offset.
+    pub last: Offset,
+    /// The offset of the record before the first, in the room.
+    pub prev: Offset,
+    /// How many records.
+    pub records: u32,
 }
 
 /// Whether records can be stored.

@@ -30,7 +30,8 @@ pub use crate::types::Refused;
 pub use ballast::BALLAST_NAME;
 pub use block::Block;
 pub use engine::{
-    Answer, Append, Appended, Engine, EngineError, Health, Outcome, Read, ReadAt, Reply, Submission, record_hash,
+    Answer, Append, Appended, Engine, EngineError, Health, Outcome, Outline, Read, ReadAt, Reply, Submission,
+    record_hash,
 };
 pub use error::StorageError;
 pub use marks::Durability;

@@ -336,6 +336,30 @@ async fn the_newest_records_are_joined_at_once_if_they_are_in_memory() {
     }
 }
 
+#[tokio::test]
+async fn readers_that_join_at_one_place_within_a_batch_share_what_is_encoded_for_them() {
+    let broker = Broker::open(Options::in_memory()).await.expect("memory is enough");
+    let lobby = room("lobby");
+    broker.publisher("ada").publish(&lobby, &vec![NewRecord::new(b"x"); 100], None).await.expect("stored");
+    let readers = broker.readers(1, Arc::<Woken>::default());
+    let bodies = |join, count| {
+        readers.join(JoinId(join), 0, &lobby, Start::Last(count), None).expect("joined");
+        let mut bodies = Vec::new();
+        let mut take = |output| {
+            if let Output::Records(_, part) = output {
+                assert_eq!((part.prev, part.from, part.to), (Offset(100 - count), Offset(101 - count), Offset(100)));
+                bodies.push(part.body);
+            }
+        };
+        while readers.pull(1 << 20, 1 << 16, &mut take) == Pulled::More {}
+        assert_eq!(bodies.len(), 1);
+        bodies.remove(0)
+    };
+    let (first, second, other) = (bodies(1, 10), bodies(2, 10), bodies(3, 9));
+    assert_eq!(first.as_ptr(), second.as_ptr(), "the same bytes");
+    assert_ne!(first, other, "another place is another part");
+}
+
 /// A broker that keeps the newest five records of each room, has nothing in tails and builds volumes at once.
 async fn that_keeps_five() -> Broker {
     let mut options = Options::in_memory();

@@ -27,14 +27,14 @@ use super::block_store::BlockStore;
 use super::catalog::Catalog;
 use super::commit::{CommitSeq, JournalFileId, UnitPlace};
 use super::disk::Disk;
-use super::engine::{Answer, Engine, EngineError, Health, Read, ReadAt, Submission};
+use super::engine::{Answer, Engine, EngineError, Health, Outline, Read, ReadAt, Submission};
 use super::journal::JournalReader;
 use super::publishers::Memory;
 use super::room::{Facts, Room};
 use super::volume::Volumes;
 use super::{OpenError, Options};
 use crate::metrics::{Budget, Metrics};
-use crate::types::{Code, Epoch, Refused, RoomName, Time};
+use crate::types::{Code, Epoch, Offset, Refused, RoomName, Time};
 
 /// What the threads of a log share.
 pub(crate) struct Shared {
@@ -184,6 +184,10 @@ impl Engine for Embedded {
 
     fn read(&self, room: &Room, at: ReadAt) -> Result<Read, EngineError> {
         self.shared.read(room, at)
+    }
+
+    fn outline(&self, room: &Room, before: Offset) -> Option<Outline> {
+        self.shared.outline(room, before)
     }
 
     fn list(&self, prefix: &str, after: &str, limit: usize) -> Vec<(RoomName, Facts)> {

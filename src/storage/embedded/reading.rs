@@ -11,10 +11,11 @@ use super::Shared;
 use crate::protocol::{BATCH_BYTES_MAX, Batch, BatchBuilder};
 use crate::storage::Source;
 use crate::storage::block::Block;
-use crate::storage::engine::{EngineError, Read, ReadAt};
+use crate::storage::engine::{EngineError, Outline, Read, ReadAt};
 use crate::storage::error::StorageError;
 use crate::storage::room::{Indexed, Room, RoomId, RoomState};
 use crate::storage::volume::{self, VolumeErrorKind};
+use crate::types::Offset;
 
 /// The stretch can be dropped between finding a place and reading it, but not often: a volume takes seconds.
 const TRIES_MAX: usize = 8;
@@ -34,6 +35,22 @@ impl Shared {
         let read = self.look(room, at);
         // Asked afterwards: a close takes the volumes away, and what is not found then is not missing.
         if self.closed.load(Ordering::SeqCst) { Err(EngineError::Closed) } else { read }
+    }
+
+    /// As [`Engine::outline`](crate::storage::Engine::outline). Trouble is left to whoever reads the block.
+    pub(super) fn outline(&self, room: &Room, before: Offset) -> Option<Outline> {
+        let (found, floor) = room.with_state(|state| (find(state, ReadAt::Before(before)), state.facts.floor));
+        let outline = match found {
+            Found::Tail(Block { first, last, prev, body, .. }) => {
+                Outline { first, last, prev, records: Batch::parse(&body).ok()?.header.count }
+            }
+            Found::Older(Some(id)) => {
+                let entry = self.volumes.locate_before(id.0, before).ok()??.entry;
+                Outline { first: entry.first, last: entry.last, prev: entry.prev, records: entry.records }
+            }
+            Found::Journal(_) | Found::Older(None) | Found::Nothing => return None,
+        };
+        (outline.first > floor).then_some(outline)
     }
 
     fn look(&self, room: &Room, at: ReadAt) -> Result<Read, EngineError> {

@@ -45,6 +45,9 @@ const FILTER: u8 = 3;
 
 type Page = [u8; PAGE_BYTES];
 
+/// A page of entries, and its number among them.
+type NumberedPage = (u64, Arc<Page>);
+
 /// A block, as the directory describes it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct BlockEntry {
@@ -301,7 +304,17 @@ pub(super) struct Directory {
     index: Vec<IndexItem>,
     filter: RoomFilter,
     // Closed when there are too many open ones.
-    file: Mutex<Option<Arc<dyn DiskFile>>>,
+    file: Mutex<Option<Arc<Opened>>>,
+}
+
+/// How many pages of entries an open file keeps: whoever looks for a place looks several times at the same one.
+const RECENT_PAGES: usize = 8;
+
+/// An open file, and pages of entries that were read and verified lately, each in the slot of its number.
+#[derive(Debug)]
+struct Opened {
+    file: Arc<dyn DiskFile>,
+    recent: [Mutex<Option<NumberedPage>>; RECENT_PAGES],
 }
 
 impl Directory {
@@ -392,7 +405,10 @@ impl Directory {
         let mut open = self.file.lock();
         let (file, opened) = match &*open {
             Some(file) => (Arc::clone(file), false),
-            None => (disk.open(&self.path).map_err(VolumeError::io(&self.path))?, true),
+            None => {
+                let file = disk.open(&self.path).map_err(VolumeError::io(&self.path))?;
+                (Arc::new(Opened { file, recent: Default::default() }), true)
+            }
         };
         *open = Some(Arc::clone(&file));
         Ok((Entries { directory: self, file, page: None }, opened))
@@ -419,8 +435,8 @@ pub(super) enum Sought {
 /// A look at the entries of a directory; keeps the page that was read last.
 pub(super) struct Entries<'a> {
     directory: &'a Directory,
-    file: Arc<dyn DiskFile>,
-    page: Option<(u64, Box<Page>)>,
+    file: Arc<Opened>,
+    page: Option<NumberedPage>,
 }
 
 impl Entries<'_> {
@@ -505,29 +521,37 @@ impl Entries<'_> {
 
     fn page(&mut self, number: u64) -> Result<&Page, VolumeError> {
         if self.page.as_ref().is_none_or(|(loaded, _)| *loaded != number) {
-            let directory = self.directory;
-            let page = read_page(&*self.file, &directory.path, directory.info.id, 1 + number, ENTRIES)?;
+            let (directory, opened) = (self.directory, &*self.file);
+            let recent = &opened.recent[number as usize % RECENT_PAGES];
+            if let Some((of, page)) = &*recent.lock()
+                && *of == number
+            {
+                self.page = Some((number, Arc::clone(page)));
+                return Ok(&self.page.as_ref().expect("just found").1);
+            }
+            let page = read_page(&*opened.file, &directory.path, directory.info.id, 1 + number, ENTRIES)?;
             let expected = ENTRIES_PER_PAGE.min(directory.info.blocks - number * ENTRIES_PER_PAGE);
             let first = BlockEntry::decode(&page[PAGE_HEADER_BYTES..]);
             if items_on(&page) as u64 != expected || (first.room, first.first.0) != directory.index[number as usize] {
                 let position = (1 + number) * PAGE_BYTES as u64;
                 return Err(VolumeError::damaged(&directory.path, position, "the page is not the one of the index"));
             }
+            *recent.lock() = Some((number, Arc::clone(&page)));
             self.page = Some((number, page));
         }
         Ok(&self.page.as_ref().expect("just read").1)
     }
 }
 
-fn read_page(file: &dyn DiskFile, path: &Path, id: VolumeId, number: u64, kind: u8) -> Result<Box<Page>, VolumeError> {
-    let mut page = Box::new([0; PAGE_BYTES]);
+fn read_page(file: &dyn DiskFile, path: &Path, id: VolumeId, number: u64, kind: u8) -> Result<Arc<Page>, VolumeError> {
+    let mut page = [0; PAGE_BYTES];
     let position = number * PAGE_BYTES as u64;
-    file.read_exact_at(&mut *page, position).map_err(|error| match error.kind() {
+    file.read_exact_at(&mut page, position).map_err(|error| match error.kind() {
         std::io::ErrorKind::UnexpectedEof => VolumeError::damaged(path, position, "the file ends too early"),
         _ => VolumeError::io(path)(error),
     })?;
     let damaged = |what: &str| Err(VolumeError::damaged(path, position, what));
-    if crc32fast::hash(&page[4..]) != u32_at(&*page, 0) || page[4..8] != MAGIC {
+    if crc32fast::hash(&page[4..]) != u32_at(&page, 0) || page[4..8] != MAGIC {
         return damaged(if kind == HEADER {
             "the header is damaged, or was never written"
         } else {
@@ -537,10 +561,10 @@ fn read_page(file: &dyn DiskFile, path: &Path, id: VolumeId, number: u64, kind: 
     if page[9] != FORMAT {
         return damaged(&format!("the format is {}, this program knows {FORMAT}", page[9]));
     }
-    if page[8] != kind || u64::from(u32_at(&*page, 12)) != number || u64_at(&*page, 16) != id.0 {
+    if page[8] != kind || u64::from(u32_at(&page, 12)) != number || u64_at(&page, 16) != id.0 {
         return damaged("the page belongs elsewhere");
     }
-    Ok(page)
+    Ok(Arc::new(page))
 }
 
 fn items_on(page: &Page) -> usize {
