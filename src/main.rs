@@ -16,11 +16,15 @@ fn main() -> std::process::ExitCode {
 #[allow(unsafe_code, reason = "two calls of the C library that have no safe form")]
 fn give_memory_back() {
     const LARGE_BYTES: i32 = 1 << 20;
+    // By default a heap that ends with 128 KiB of free memory is cut, and grows again page by page with the next block
+    // that is read.
+    const FREE_AT_END_BYTES: i32 = 16 << 20;
     const GROWTH_BYTES: u64 = 4 << 20;
     const LOOK_EVERY: std::time::Duration = std::time::Duration::from_millis(200);
-    // SAFETY: no other thread runs yet, and mallopt takes two numbers and no pointer.
+    // SAFETY: no other thread runs yet, and mallopt takes numbers and no pointer.
     unsafe {
         libc::mallopt(libc::M_MMAP_THRESHOLD, LARGE_BYTES);
+        libc::mallopt(libc::M_TRIM_THRESHOLD, FREE_AT_END_BYTES);
     }
     let trimming = || {
         let mut trimmed = 0;

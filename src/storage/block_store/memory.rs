@@ -113,7 +113,11 @@ impl BlockReader for Volume {
         Ok(self.blocks.get(&key).cloned())
     }
 
-    fn keys_held_together(&self) -> u64 {
+    fn held_bytes_max(&self) -> u64 {
+        0
+    }
+
+    fn keys_held_together(&self, _value_bytes: usize) -> u64 {
         // What is held is the volume itself, open or not.
         0
     }

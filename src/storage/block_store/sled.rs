@@ -7,7 +7,8 @@
 //!   in segments of 2 MiB, written as [`Writer`] does, stay far below; that `blobs/` is empty is checked.
 //! - Opening writes: it clears the log behind the last entry, and the first open writes a snapshot of the page
 //!   table. So a volume is opened once before it counts as finished, and synced again.
-//! - An open database keeps in memory all that was read of it. [`LEAF_KEYS`] says how much.
+//! - An open database keeps in memory what was read of it: its cache looks at what it holds only after 64 looks at
+//!   pages of one of its 256 shards. [`LOOKS`] makes it look.
 //! - It panics where it finds damage, on our thread: every call is made inside `catch_unwind`.
 //! - It creates what is missing: an absent database would open as an empty one, so we look first.
 
@@ -17,6 +18,7 @@ use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -26,8 +28,18 @@ use super::{BlockKey, BlockReader, BlockStore, BlockStoreError, BlockWriter, VAL
 /// sled's unit of allocation, in bytes. It is part of the format: a volume opens only with the one it was made with.
 const SEGMENT_BYTES: usize = 2 << 20;
 
-/// sled's page cache, in bytes. It bounds next to nothing (see above); small, because what is read stays anyway.
+/// sled's page cache, in bytes: so small that a shard which looks at what it holds keeps one leaf.
 const CACHE_BYTES: u64 = 1 << 20;
+
+/// So many looks at a page make its shard let go of all others.
+const LOOKS: usize = 64;
+
+/// Of every so many reads one is followed by [`LOOKS`] looks: they take as long as a tenth of a read.
+const READS_PER_LOOKS: usize = 2;
+
+/// What an open database keeps of what was read, in bytes: in each shard the leaf that was looked at, and those that
+/// were read since; two, on average.
+const HELD_BYTES_MAX: u64 = (256 * (1 + READS_PER_LOOKS) * LEAF_BYTES) as u64;
 
 /// How long to wait for a database that is just being closed by another thread.
 const LOCK_PATIENCE: Duration = Duration::from_secs(10);
@@ -53,7 +65,7 @@ impl BlockStore for SledBlockStore {
             return Err(BlockStoreError::io(&path, io::ErrorKind::AlreadyExists.into()));
         }
         let database = Database::open(&path)?;
-        Ok(Box::new(Writer { path, database, last: None, waiting: VecDeque::new() }))
+        Ok(Box::new(Writer { path, database, last: None, keys: 0, waiting: VecDeque::new() }))
     }
 
     fn open(&self, directory: &Path) -> Result<Arc<dyn BlockReader>, BlockStoreError> {
@@ -80,7 +92,7 @@ impl BlockStore for SledBlockStore {
             }
             Err(error) => return Err(error),
         };
-        Ok(Arc::new(Reader { database }))
+        Ok(Arc::new(Reader { database, reads: AtomicUsize::new(0) }))
     }
 
     fn remove(&self, directory: &Path) -> Result<(), BlockStoreError> {
@@ -110,23 +122,46 @@ impl BlockStore for SledBlockStore {
 /// A leaf that gets its 17th key is split, and half of what is in it is written again: values that are put where
 /// leaves still grow take twice the space and twice the time. So a key is put without its value first, and its
 /// value only when [`KEYS_AHEAD`] more keys are there, into a leaf that will not be split any more.
+///
+/// Whoever reads a value gets all of its leaf into memory. So a long value is followed by keys without one, which
+/// nobody asks for: the leaf has [`LEAF_BYTES`] or so of values instead of nine of the longest.
 struct Writer {
     path: PathBuf,
     database: Database,
     last: Option<BlockKey>,
-    waiting: VecDeque<(BlockKey, Vec<u8>)>,
+    /// How many keys were put.
+    keys: usize,
+    /// Values, with how many keys there were when theirs was put.
+    waiting: VecDeque<(usize, BlockKey, Vec<u8>)>,
 }
 
 /// How many keys are put before the value of the first of them: more than the keys of a leaf.
 const KEYS_AHEAD: usize = 24;
 
+/// About how many bytes of values a leaf is to have.
+const LEAF_BYTES: usize = 64 << 10;
+
+/// The keys without a value behind one of so many bytes.
+fn fillers(value_bytes: usize) -> u8 {
+    let keys = (LEAF_KEYS * value_bytes).div_ceil(LEAF_BYTES).max(1);
+    u8::try_from(keys - 1).expect("a value is at most half a leaf")
+}
+
 impl BlockWriter for Writer {
     fn put(&mut self, key: BlockKey, value: &[u8]) -> Result<(), BlockStoreError> {
         assert!(self.last.is_none_or(|last| last < key) && value.len() <= VALUE_BYTES_MAX);
         self.last = Some(key);
-        self.database.call(|db| db.insert(encode(key), &[]))?;
-        self.waiting.push_back((key, value.to_vec()));
-        if self.waiting.len() > KEYS_AHEAD { self.put_waiting() } else { Ok(()) }
+        let key_bytes = encode(key);
+        self.put_key(&key_bytes)?;
+        self.waiting.push_back((self.keys, key, value.to_vec()));
+        for number in 0..fillers(value.len()) {
+            // A byte more: behind this key, and before every other.
+            self.put_key(&[&key_bytes[..], &[number]].concat())?;
+        }
+        while self.waiting.front().is_some_and(|(keys, ..)| self.keys - keys >= KEYS_AHEAD) {
+            self.put_waiting()?;
+        }
+        Ok(())
     }
 
     fn finish(mut self: Box<Self>) -> Result<(), BlockStoreError> {
@@ -150,9 +185,14 @@ impl BlockWriter for Writer {
 }
 
 impl Writer {
+    fn put_key(&mut self, key: &[u8]) -> Result<(), BlockStoreError> {
+        self.keys += 1;
+        self.database.call(|db| db.insert(key, &[])).map(drop)
+    }
+
     /// Puts the value that waits longest.
     fn put_waiting(&mut self) -> Result<(), BlockStoreError> {
-        let Some((key, value)) = self.waiting.pop_front() else { return Ok(()) };
+        let Some((_, key, value)) = self.waiting.pop_front() else { return Ok(()) };
         self.database.call(|db| db.insert(encode(key), value)).map(drop)
     }
 }
@@ -160,19 +200,28 @@ impl Writer {
 #[derive(Debug)]
 struct Reader {
     database: Database,
+    reads: AtomicUsize,
 }
 
 /// The keys of a leaf: one that gets its 17th key keeps nine of them, and keys rise.
-const LEAF_KEYS: u64 = 9;
+const LEAF_KEYS: usize = 9;
 
 impl BlockReader for Reader {
     fn get(&self, key: BlockKey) -> Result<Option<Bytes>, BlockStoreError> {
-        let value = self.database.call(|db| db.get(encode(key)))?;
-        Ok(value.map(|value| Bytes::copy_from_slice(&value)))
+        let bytes = encode(key);
+        let value = self.database.call(|db| db.get(bytes))?;
+        if self.reads.fetch_add(1, Ordering::Relaxed).is_multiple_of(READS_PER_LOOKS) {
+            self.database.call(|db| (0..LOOKS).try_for_each(|_| db.contains_key(bytes).map(drop)))?;
+        }
+        Ok(value.map(Bytes::from_owner))
     }
 
-    fn keys_held_together(&self) -> u64 {
-        LEAF_KEYS
+    fn held_bytes_max(&self) -> u64 {
+        HELD_BYTES_MAX
+    }
+
+    fn keys_held_together(&self, value_bytes: usize) -> u64 {
+        LEAF_KEYS.div_ceil(1 + usize::from(fillers(value_bytes.min(VALUE_BYTES_MAX)))) as u64
     }
 }
 

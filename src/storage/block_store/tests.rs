@@ -1,6 +1,6 @@
 //! What every block store must do, run over each of them.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use super::{BlockKey, BlockStore, BlockStoreError, MemoryBlockStore, SledBlockStore, VALUE_BYTES_MAX};
 
@@ -181,6 +181,22 @@ fn sled_writes_each_value_once() {
         let (used, put) = (store.used_bytes(Path::new(volume)).unwrap(), count * length as u64);
         // Two segments more: sled begins with one, and ends within another.
         assert!(used < put * 115 / 100 + 2 * SEGMENT, "{used} bytes on the disk for {put}");
+    }
+}
+
+#[test]
+fn what_comes_into_memory_with_a_value_is_about_as_long_whatever_its_length() {
+    let directory = tempfile::tempdir().unwrap();
+    let store = SledBlockStore::new(directory.path());
+    for (number, length) in [500, 5_000, 8_000, 15_000, 25_000, VALUE_BYTES_MAX].into_iter().enumerate() {
+        let volume = PathBuf::from(format!("{number:08}"));
+        write_many(&store, &volume, 60, length);
+        let reader = store.open(&volume).unwrap();
+        let together = usize::try_from(reader.keys_held_together(length)).unwrap();
+        assert!((1..=9).contains(&together), "{together} of {length} bytes");
+        assert!(together * length <= (64 << 10) + length, "{together} of {length} bytes");
+        assert!(together == 9 || together * length >= 24 << 10, "{together} of {length} bytes");
+        assert!((1..=60).all(|first| reader.get(key(first / 7, first, 0)).unwrap().unwrap().len() == length));
     }
 }
 

@@ -116,7 +116,7 @@ pub(super) struct Volume {
 struct StoreSlot {
     open: Option<Arc<dyn BlockReader>>,
     closed: Option<Weak<dyn BlockReader>>,
-    /// Which groups of keys are held in memory since it was opened, a bit for each, and about how many bytes.
+    /// Which groups of keys have come into memory since it was opened, a bit for each, and about how many bytes are there.
     held_groups: Vec<u64>,
     held_bytes: u64,
 }
@@ -406,7 +406,7 @@ impl Volumes {
     ) -> Result<Bytes, VolumeError> {
         let store = self.open_store(volume)?;
         let body = read_block(volume.info().id, &*store, entry);
-        volume.hold(number, store.keys_held_together());
+        volume.hold(number, &*store);
         // Let go before the limits are looked at, which may close it.
         drop(store);
         self.close_beyond_limits();
@@ -492,8 +492,14 @@ impl Volume {
         self.store.lock().held_bytes
     }
 
+    fn mean_block_bytes(&self) -> usize {
+        usize::try_from(self.info().stored_bytes / self.info().blocks.max(1))
+            .expect("a block is in memory when it is written")
+    }
+
     /// Counts what a read has brought into memory, if it is not there already.
-    fn hold(&self, number: u64, together: u64) {
+    fn hold(&self, number: u64, store: &dyn BlockReader) {
+        let together = store.keys_held_together(self.mean_block_bytes());
         let Some(group) = number.checked_div(together) else { return };
         let (word, bit) = (usize::try_from(group / 64).expect("a number of memory"), 1 << (group % 64));
         let mut slot = self.store.lock();
@@ -502,7 +508,8 @@ impl Volume {
         }
         if slot.held_groups[word] & bit == 0 {
             slot.held_groups[word] |= bit;
-            slot.held_bytes += self.info().stored_bytes / self.info().blocks.max(1) * together;
+            let held_bytes = slot.held_bytes + self.mean_block_bytes() as u64 * together;
+            slot.held_bytes = held_bytes.min(store.held_bytes_max());
         }
     }
 }
