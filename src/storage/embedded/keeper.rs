@@ -58,6 +58,11 @@ const RESERVE_EVERY_BYTES: usize = 4 << 20;
 /// memory, 256 MiB then.
 const INDEXED_BATCHES_MAX: u64 = (256 << 20) / size_of::<Indexed>() as u64;
 
+/// So many rooms that the checkpoint does not know make a stretch due: recovery brings each of them into being again,
+/// and until then it takes a kilobyte or more of memory. Rooms that are known do not count, or a log of many busy
+/// rooms would be scattered over many volumes.
+const BORN_ROOMS_MAX: u64 = 1 << 17;
+
 /// What is asked of the keeper.
 #[derive(Debug, Default)]
 pub(super) struct Asked {
@@ -247,7 +252,13 @@ impl Keeper {
         now.0.saturating_sub(oldest.0) > age_max
             || self.is_over()
             || self.shared.indexed.load(Ordering::Relaxed) >= INDEXED_BATCHES_MAX
+            || self.born_rooms() >= BORN_ROOMS_MAX
             || self.stretch_bytes() >= self.shared.options.stretch_bytes
+    }
+
+    /// How many rooms have come into being since the checkpoint: rooms are numbered from 1 on, and stay.
+    fn born_rooms(&self) -> u64 {
+        (self.shared.catalog.counts().0 as u64).saturating_sub(self.manifest.next_room.saturating_sub(1))
     }
 
     /// Whether what no volume has is as long as it may be. Not the length of files: those cannot be shorter than the

@@ -181,6 +181,24 @@ fn rooms_that_were_only_looked_at_leave_memory_again() {
     }
 }
 
+#[test]
+fn very_many_new_rooms_make_a_stretch_due_and_rooms_that_are_known_do_not() {
+    const ROOMS: usize = 1 << 17;
+    let mut log = Stepped::open(options(1), &FaultyDisk::new(1), &new_store()).expect("a new log");
+    let publish_to = |log: &mut Stepped, rooms: std::ops::Range<usize>, seq| {
+        let publishes = rooms.map(|room| Publish { seq, ..Source::new(&format!("room {room}")).next(1, 10) });
+        for publishes in publishes.collect::<Vec<_>>().chunks(4096) {
+            assert!(log.publish(publishes).iter().all(Result::is_ok), "stored");
+        }
+        log.keeper.step();
+        log.shared.volumes.infos().len()
+    };
+    assert_eq!(publish_to(&mut log, 0..ROOMS - 1, 1), 0, "one is missing");
+    assert_eq!(publish_to(&mut log, ROOMS - 1..ROOMS, 1), 1);
+    assert!(log.shared.catalog.counts().1 < ROOMS, "the stretch has let go of them");
+    assert_eq!(publish_to(&mut log, 0..ROOMS, 2), 1, "no room is new");
+}
+
 /// A store that looks at something before it finishes a volume.
 struct Witness {
     store: MemoryBlockStore,
