@@ -8,9 +8,13 @@ ledger.py WS_PORT FILE ACTION…
   publish_or_refused CODE[,CODE]  5 publishes, each of which may be acknowledged or refused so
   unreadable CODE[,CODE] reading the room from its beginning fails with one of these codes, and the session goes on
   again                  what was refused or not answered, once more as it was: must be acknowledged
-  storm SECONDS          as many as go over 4 connections into 12 rooms, until the time is over or the server is gone
+  storm SECONDS [short]  as many as go over 4 connections into 12 rooms, until the time is over or the server is gone;
+                         with `short` most go into rooms short/0 to short/3, at times all of them
+  work                   large ones into the room `one` and the room `short/0`; each may be refused for the broker's trouble
   read                   every acknowledged record is there at its offset, each room in order, nothing twice; and nothing
-                         else but what was refused or not answered, whose result nobody can know
+                         else but what was refused or not answered, whose result nobody can know. Of rooms short/*, which
+                         retention trims, this holds from their first record on
+  lost                   as read, but the newest acknowledged records of a room may be missing; how many are, and the epoch
 
 FILE has a line for each publish: `sent ROOM PUBLISHER SEQ PAYLOAD` before it goes out, and `acked ROOM OFFSET PAYLOAD` as
 soon as it is answered. PAYLOAD is the first 24 bytes, random, in hexadecimal; the rest of the payload follows from them.
@@ -55,9 +59,15 @@ def publish(one, room, publisher, seq, size):
     acked(room, name, one.answer(request, "published"))
 
 
-def storm(seconds):
+def storm(seconds, short):
     deadline = time.monotonic() + seconds
     counts = [0] * 4
+
+    def room_of(choose):
+        # In two of five seconds nothing is published that is to stay: volumes without anything in them that does.
+        if short and (time.monotonic() % 5 < 2 or choose.random() < 0.7):
+            return f"short/{choose.randrange(4)}"
+        return f"storm/{choose.randrange(12)}"
 
     def run(index):
         choose = random.Random()
@@ -66,7 +76,7 @@ def storm(seconds):
             with Session(port, timeout=seconds + 60) as one:
                 while time.monotonic() < deadline:
                     while len(waiting) < 32:
-                        room = f"storm/{choose.randrange(12)}"
+                        room = room_of(choose)
                         seqs[room] += 1
                         waiting.append((room, *send(one, room, publisher, seqs[room], choose.choice((24, 100, 1000, 8000)))))
                     room, name, request = waiting.popleft()
@@ -88,6 +98,25 @@ def storm(seconds):
     print(f"{sum(counts)} records acknowledged")
 
 
+def work():
+    refusals = collections.Counter()
+    with Session(port, timeout=60) as one:
+        publisher, seqs = os.urandom(16), collections.Counter()
+        for number in range(72):
+            room = "short/0" if number % 3 else "one"
+            seqs[room] += 1
+            try:
+                publish(one, room, publisher, seqs[room], 60_000)
+            except Refused as refusal:
+                if not 300 <= refusal.code < 400:
+                    raise
+                refusals[f"{refusal}"] += 1
+                # What came of it nobody knows; `again` will repeat it as it was.
+                publisher = os.urandom(16)
+                seqs.clear()
+    print(f"{72 - sum(refusals.values())} of 72 acknowledged" + "".join(f"; {count} {said}" for said, count in refusals.items()))
+
+
 def entries():
     """What was sent, by payload, and what was acknowledged, by room."""
     sent, known = {}, collections.defaultdict(dict)
@@ -102,29 +131,43 @@ def entries():
     return sent, known
 
 
-def read():
+def read(may_lose=False):
     sent, known = entries()
-    total = others = 0
+    total = others = missing = trimmed = 0
+    epoch = None
     with Session(port, timeout=120) as one:
         for room in sorted({room for room, *_ in sent.values()}):
             reader = one.join(room, EARLIEST)
             one.until(lambda: reader.live)
+            epoch = reader.epoch
             seqs, seen = collections.defaultdict(int), {}
+            # Retention takes the oldest records, and tells which.
+            first = max([reader.answer["first"]] + [to + 1 for _, to in reader.gaps]) if room.startswith("short/") else 0
             for found in reader.records:
                 name = found.payload[:24].hex()
                 if name not in sent or found.payload != payload_of(name, sent[name][3]):
                     raise SystemExit(f"FAILED: {room} #{found.offset} was never sent")
+                if first and found.publisher not in seqs:
+                    seqs[found.publisher] = found.seq - 1
                 if found.seq != seqs[found.publisher] + 1 or (found.publisher, found.seq) != sent[name][1:3]:
                     raise SystemExit(f"FAILED: {room} #{found.offset} has the seq {found.seq} behind {seqs[found.publisher]}")
                 seqs[found.publisher] = found.seq
                 seen[found.offset] = name
-            lost = [offset for offset, name in known[room].items() if seen.get(offset) != name]
-            if lost:
+            lost = [offset for offset, name in known[room].items() if offset >= first and seen.get(offset) != name]
+            if may_lose and (not lost or min(lost) > max(seen, default=0)):
+                missing += len(lost)
+            elif lost:
                 raise SystemExit(f"FAILED: {len(lost)} of {len(known[room])} acknowledged records of {room} are lost: {lost[:5]}")
-            total += len(known[room])
-            others += len(seen) - len(known[room])
+            kept = sum(offset >= first for offset in known[room])
+            total += kept - len(lost)
+            trimmed += len(known[room]) - kept
+            others += len(seen) - kept + len(lost)
             one.leave(reader)
-    print(f"all {total} acknowledged records are read, in order, once; {others} of unknown result, too")
+    if may_lose:
+        print(f"{missing} of {missing + total} acknowledged records are lost, all of them the newest of their rooms; epoch {epoch}")
+    else:
+        gone = f"; {trimmed} were trimmed by retention" if trimmed else ""
+        print(f"all {total} acknowledged records are read, in order, once; {others} of unknown result, too{gone}")
 
 
 if action == "publish":
@@ -196,8 +239,12 @@ elif action == "again":
                 duplicates += stored["duplicate"]
     print(f"{count} repeated, {duplicates} of which had been stored before")
 elif action == "storm":
-    storm(float(rest[0]))
+    storm(float(rest[0]), "short" in rest[1:])
+elif action == "work":
+    work()
 elif action == "read":
     read()
+elif action == "lost":
+    read(may_lose=True)
 else:
     raise SystemExit(__doc__)
