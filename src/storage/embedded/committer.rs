@@ -50,6 +50,9 @@ const APPEND_OVERHEAD_BYTES: usize = 256;
 /// What the head of a run takes beside the user, at most, in bytes.
 const RUN_OVERHEAD_BYTES: usize = 72;
 
+/// What the head of a body takes, at most, in bytes.
+const BODY_OVERHEAD_BYTES: usize = 32;
+
 /// The appends of one commit, with all that a unit takes for them, in bytes; a single one is shorter by far.
 const APPENDS_BYTES_MAX: usize = 24 << 20;
 
@@ -553,7 +556,7 @@ impl Committer {
 /// What a unit takes for an append of so many publishes with so many bytes of records, at most.
 fn unit_bytes_max(append: &Append, parts: usize, bytes: usize) -> usize {
     // Two batches that follow each other are together longer than one may be.
-    let batches = 2 + 2 * bytes / BATCH_BYTES_MAX;
+    let batches = 2 + 2 * bytes / (BATCH_BYTES_MAX - BODY_OVERHEAD_BYTES - RUN_OVERHEAD_BYTES - append.user.len());
     // Each publish may become a run of its own, if one of them is no new one.
     let runs = parts * (RUN_OVERHEAD_BYTES + append.user.len());
     bytes + append.room.name().as_str().len() + batches * (APPEND_OVERHEAD_BYTES + append.user.len()) + runs
@@ -587,11 +590,13 @@ impl RoomCommit {
 
     /// Adds a publish, in as many batches as its size asks for.
     fn push(&mut self, first: Offset, time: Time, area: &[u8], header: RunHeader<'_>) {
-        if !self.builder.is_empty() && self.builder.len() + area.len() > BATCH_BYTES_MAX {
+        // What a body may have of records, if all of them are of one run.
+        let most = BATCH_BYTES_MAX - BODY_OVERHEAD_BYTES - RUN_OVERHEAD_BYTES - header.user.len();
+        if !self.builder.is_empty() && self.builder.len() + area.len() > most {
             self.finish_batch();
         }
         self.time = time;
-        if area.len() <= BATCH_BYTES_MAX {
+        if area.len() <= most {
             self.builder.push(first, time, header.count, area, header);
             return;
         }
@@ -599,7 +604,7 @@ impl RoomCommit {
         let mut count = 0_u32;
         while let Some((_, behind)) = rest.split_first().expect("it was checked when it came in") {
             let taken = start.len() - behind.0.len();
-            if count > 0 && taken > BATCH_BYTES_MAX {
+            if count > 0 && taken > most {
                 let run = &start[..start.len() - rest.0.len()];
                 self.builder.push(run_first, time, count, run, RunHeader { seq, ..header });
                 self.finish_batch();

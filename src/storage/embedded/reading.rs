@@ -58,7 +58,7 @@ impl Shared {
             let block = match room.with_state(|state| find(state, at)) {
                 Found::Tail(block) => Some(block),
                 Found::Nothing => None,
-                Found::Journal(places) => match self.read_journal(&places) {
+                Found::Journal(places) => match self.read_journal(&places, at) {
                     Ok(block) => Some(block),
                     Err(StorageError::Gone { .. }) => continue,
                     Err(error) => return Err(EngineError::Damaged(error.to_string())),
@@ -75,7 +75,20 @@ impl Shared {
         Err(EngineError::Io(format!("room {:?} could not be read while its journal was being dropped", room.name())))
     }
 
-    fn read_journal(&self, places: &[Indexed]) -> Result<Block, StorageError> {
+    /// Neighbours in the journal as one block, or as many of them as one body can hold.
+    fn read_journal(&self, mut places: &[Indexed], at: ReadAt) -> Result<Block, StorageError> {
+        loop {
+            let block = self.join_journal(places)?;
+            // The further a run is behind the first record of its body, the longer its head is.
+            if block.body.len() <= BATCH_BYTES_MAX || places.len() == 1 {
+                return Ok(block);
+            }
+            let (front, back) = places.split_at(places.len() / 2);
+            places = if matches!(at, ReadAt::Before(_)) { back } else { front };
+        }
+    }
+
+    fn join_journal(&self, places: &[Indexed]) -> Result<Block, StorageError> {
         let (first, last) = (places[0], places[places.len() - 1]);
         let block = |body| Block {
             first: first.first,
@@ -169,7 +182,7 @@ impl Shared {
         Ok(match (at, after) {
             // Times lie between the volumes and the journal: the journal's first batch is the first of that time.
             (ReadAt::Since(_), Some(_)) => match room.with_state(|state| journal_from(state, 0)) {
-                Some(places) => match self.read_journal(&places) {
+                Some(places) => match self.read_journal(&places, at) {
                     Ok(block) => Older::Block(block),
                     Err(StorageError::Gone { .. }) => Older::Again,
                     Err(error) => return Err(EngineError::Damaged(error.to_string())),

@@ -12,7 +12,7 @@ use super::committer::{Committer, Step};
 use super::keeper::Keeper;
 use super::recovery::{Parts, assemble};
 use super::*;
-use crate::protocol::{Batch, RecordArea};
+use crate::protocol::{BATCH_BYTES_MAX, Batch, RecordArea};
 use crate::storage::block_store::{BlockStore, MemoryBlockStore};
 use crate::storage::disk::{Fault, FaultyDisk};
 use crate::storage::engine::{Appended, Outcome, Reply, record_hash};
@@ -131,6 +131,8 @@ impl Stepped {
             };
             assert!(block.prev <= at && block.last > at, "the block follows the place: {block:?}, {at}");
             let batch = Batch::parse(&block.body).expect("a batch");
+            let (bytes, count) = (block.body.len(), batch.header.count);
+            assert!(bytes <= BATCH_BYTES_MAX || count == 1, "{count} records in a body of {bytes} bytes");
             for record in batch.records(block.prev) {
                 let record = record.expect("a record");
                 if record.offset > at {
@@ -147,6 +149,7 @@ impl Stepped {
         let (mut before, mut offsets) = (Offset::MAX, Vec::new());
         while let Read::Block(block) = self.shared.read(&room, ReadAt::Before(before)).expect("readable") {
             let batch = Batch::parse(&block.body).expect("a batch");
+            assert!(block.body.len() <= BATCH_BYTES_MAX || batch.header.count == 1, "a body that is too long");
             let all: Vec<_> = batch.records(block.prev).map(|record| record.expect("a record").offset).collect();
             offsets.extend(all.iter().rev().filter(|at| **at < before && **at > room.facts().floor).map(|at| at.0));
             before = block.first;
