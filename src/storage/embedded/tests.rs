@@ -341,6 +341,14 @@ fn seeds() -> Vec<u64> {
     }
 }
 
+/// What was unsure is settled by repeating it, as a publisher does.
+fn settle(log: &mut Stepped, model: &mut Model, stride: u64) {
+    for publish in std::mem::take(&mut model.unsure) {
+        let outcome = log.publish(std::slice::from_ref(&publish)).pop().expect("one answer");
+        model.took(&publish, &outcome.expect("a repeat succeeds"), stride);
+    }
+}
+
 fn cut_everywhere(seed: u64, stride: u64) {
     println!("ROOMLOG_TEST_SEED={seed} (stride {stride})");
     let run = |cut: Option<u64>| {
@@ -374,11 +382,7 @@ fn cut_everywhere(seed: u64, stride: u64) {
         let mut log = Stepped::open(options(stride), &disk, &store).expect("it opens after a power cut");
         model.check(&log);
         model.check_repeats(&mut log);
-        // What was unsure is settled by repeating it, as a publisher does.
-        for publish in std::mem::take(&mut model.unsure) {
-            let outcome = log.publish(std::slice::from_ref(&publish)).pop().expect("one answer");
-            model.took(&publish, &outcome.expect("a repeat after a cut succeeds"), stride);
-        }
+        settle(&mut log, &mut model, stride);
         work(&mut log, &mut model, &mut random, 15, stride).expect("the disk is fine now");
         model.check(&log);
         log.close().expect("closed");
@@ -403,6 +407,50 @@ fn nothing_acknowledged_is_lost_whenever_the_power_goes() {
 fn nothing_leans_on_dense_offsets_when_the_power_goes() {
     for seed in seeds().into_iter().take(4) {
         cut_everywhere(seed, 7);
+    }
+}
+
+#[test]
+fn nothing_acknowledged_is_lost_whichever_operation_fails() {
+    let faults = [Fault::Eio, Fault::Enospc, Fault::Torn, Fault::Short { bytes: 700 }];
+    for seed in seeds().into_iter().take(3) {
+        println!("ROOMLOG_TEST_SEED={seed}");
+        let run = |failing: Option<(u64, Fault)>| {
+            let mut random = StdRng::seed_from_u64(seed);
+            let disk = FaultyDisk::new(seed);
+            let store: Arc<dyn BlockStore> = Arc::new(MemoryBlockStore::default());
+            if let Some((operation, fault)) = failing {
+                disk.fail_at(operation, fault);
+            }
+            let mut model = Model::default();
+            if let Ok(mut log) = Stepped::open(options(1), &disk, &store) {
+                let worked = work(&mut log, &mut model, &mut random, 25, 1);
+                assert!(worked.is_ok() || failing.is_some(), "nothing fails: {worked:?}");
+                model.check(&log);
+                // The disk works again. A log whose journal has not stopped goes on.
+                if worked.is_err() && model.unsure.is_empty() {
+                    let _ = work(&mut log, &mut model, &mut random, 10, 1);
+                    model.check(&log);
+                }
+            }
+            (disk, store, model)
+        };
+        let (disk, ..) = run(None);
+        for operation in 1..=disk.operations() {
+            let fault = faults[usize::try_from((operation ^ seed) % 4).expect("below 4")];
+            println!("operation {operation}: {fault:?}");
+            let (disk, store, mut model) = run(Some((operation, fault)));
+            // With a power cut in between, and without.
+            let cut = (operation ^ seed) / 4 % 2 == 0;
+            let disk = if cut { disk.reopen(operation) } else { disk.after_kill(operation) };
+            let mut random = StdRng::seed_from_u64(seed ^ operation);
+            let mut log = Stepped::open(options(1), &disk, &store).expect("it opens on a disk that works");
+            model.check(&log);
+            model.check_repeats(&mut log);
+            settle(&mut log, &mut model, 1);
+            work(&mut log, &mut model, &mut random, 10, 1).expect("the disk works");
+            model.check(&log);
+        }
     }
 }
 
