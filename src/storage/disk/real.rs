@@ -31,6 +31,27 @@ impl RealDisk {
         Self { root: root.into(), read_only: true }
     }
 
+    /// Makes the directory itself, and its name durable: a file that was synced is of no use in a directory that nobody
+    /// finds after a power cut. Those above it that had to be made, too.
+    ///
+    /// # Errors
+    /// What the operating system says.
+    pub fn create_root(&self) -> io::Result<()> {
+        let made = self.root.ancestors().skip(1).take_while(|above| !above.as_os_str().is_empty() && !above.exists());
+        let made = made.count();
+        fs::create_dir_all(&self.root)?;
+        // Its own name each time: who was killed before this left a directory that is there, and is not durable.
+        for above in self.root.ancestors().skip(1).take(made + 1) {
+            let above = if above.as_os_str().is_empty() { Path::new(".") } else { above };
+            match File::open(above).and_then(|directory| directory.sync_all()) {
+                // It may be somebody else's, who lets nobody look at it.
+                Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {}
+                synced => synced?,
+            }
+        }
+        Ok(())
+    }
+
     fn at(&self, path: &Path) -> PathBuf {
         // `join("")` would add a separator, which some calls take for another name.
         if path.as_os_str().is_empty() { self.root.clone() } else { self.root.join(path) }

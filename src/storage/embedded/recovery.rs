@@ -41,7 +41,7 @@ impl Embedded {
         let root = &options.directory;
         let io = |source| OpenError::Storage(StorageError::Io { path: root.clone(), doing: "use", source });
         let disk = Arc::new(RealDisk::new(root));
-        disk.create_dir(Path::new("")).map_err(io)?;
+        disk.create_root().map_err(io)?;
         let lock = DirectoryLock::acquire(root)?;
         let store = Arc::new(SledBlockStore::new(root));
         Self::start(assemble(options, metrics, disk, store)?, Some(lock))
