@@ -31,8 +31,8 @@ const CONFINED: &[(&str, &[&str], &str)] = &[
     ("lz4_flex", &["storage"], "on the wire nothing is compressed"),
     (
         "rustix",
-        &["storage/disk", "storage/embedded/keeper.rs", "transport"],
-        "the disk is behind a seam; sockets and the weight of a thread have none",
+        &["storage/disk", "storage/embedded/keeper.rs", "transport", "server/descriptors.rs"],
+        "the disk is behind a seam; sockets, the weight of a thread and the number of descriptors have none",
     ),
     ("fastwebsockets", &["transport", "client"], "it is sound only behind the guard"),
     ("quinn", &["transport", "client", "server"], "protocol and sessions know no transport"),

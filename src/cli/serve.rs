@@ -12,7 +12,7 @@ use super::failure::Failure;
 use super::output::{complain, say};
 use crate::broker::Broker;
 use crate::config::{Config, Durability, FlagValue, Level, LogFormat, Problem};
-use crate::server::{Bound, Exporter, Options, Server, broker_options};
+use crate::server::{Bound, Exporter, Options, Server, broker_options, raise_descriptor_limit};
 
 #[derive(Args, Debug)]
 #[command(after_help = "\
@@ -70,6 +70,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
     let config = Config::load(arguments.config.as_deref(), std::env::vars_os(), &arguments.flags())
         .map_err(|problems| tell(&problems))?;
     log_to_standard_error(&config);
+    raise_descriptor_limit();
     let mut builder = tokio::runtime::Builder::new_multi_thread();
     if config.server.worker_threads > 0 {
         builder.worker_threads(config.server.worker_threads);

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 
 use super::Options;
+use super::descriptors::connections_max;
 use crate::metrics::{Metrics, Refusal, Transport};
 
 /// Counts connections, and refuses what is too many.
@@ -15,6 +16,8 @@ pub(super) struct Admission {
     connections_max: usize,
     per_address_max: usize,
     handshakes_max: usize,
+    /// Connections with a descriptor of their own.
+    tcp_max: usize,
     trusted: Vec<crate::config::Network>,
     metrics: Arc<Metrics>,
     counts: Mutex<Counts>,
@@ -24,6 +27,7 @@ pub(super) struct Admission {
 struct Counts {
     connections: usize,
     handshakes: usize,
+    tcp: usize,
     by_address: HashMap<IpAddr, usize>,
 }
 
@@ -42,6 +46,7 @@ impl Admission {
             connections_max: options.connections_max,
             per_address_max: options.connections_per_address_max,
             handshakes_max: options.handshakes_max,
+            tcp_max: connections_max(),
             trusted: options.trusted_proxies.clone(),
             metrics,
             counts: Mutex::default(),
@@ -53,14 +58,16 @@ impl Admission {
         let address = address.to_canonical();
         let counted = (!address.is_loopback() && !self.is_trusted(address)).then_some(address);
         let mut counts = self.counts.lock();
+        let tcp = usize::from(matches!(transport, Transport::WebSocket));
         let full = counts.connections >= self.connections_max || counts.handshakes >= self.handshakes_max;
-        if full || !counts.add(counted, self.per_address_max) {
+        if full || counts.tcp + tcp > self.tcp_max || !counts.add(counted, self.per_address_max) {
             drop(counts);
             self.metrics.connections_refused[Refusal::TooMany].increment(1);
             return None;
         }
         counts.connections += 1;
         counts.handshakes += 1;
+        counts.tcp += tcp;
         drop(counts);
         self.metrics.connections_accepted[transport].increment(1);
         self.metrics.connections[transport].increment(1.0);
@@ -145,6 +152,7 @@ impl Drop for Permit {
         self.shaken();
         let mut counts = self.admission.counts.lock();
         counts.connections -= 1;
+        counts.tcp -= usize::from(matches!(self.transport, Transport::WebSocket));
         counts.remove(self.address);
         drop(counts);
         self.admission.metrics.connections[self.transport].decrement(1.0);

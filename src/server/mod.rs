@@ -2,6 +2,7 @@
 
 mod admin;
 mod admission;
+mod descriptors;
 mod http;
 mod options;
 mod tcp;
@@ -23,6 +24,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 pub use admin::Exporter;
+pub use descriptors::raise_descriptor_limit;
 pub use options::{Certificate, Options, broker_options};
 
 use admission::{Admission, Permit};

@@ -18,6 +18,7 @@ use parking_lot::Mutex;
 use tokio::net::{TcpListener, TcpStream};
 
 use super::admission::Permit;
+use super::descriptors::is_among_the_last;
 use super::{Inner, admin, http};
 use crate::metrics::{Refusal, Transport};
 use crate::transport::websocket::{Connection, Socket, Upgrade};
@@ -44,7 +45,7 @@ impl Inner {
     pub(super) async fn accept_clients(self: Arc<Self>, listener: TcpListener) {
         while let Some((stream, peer)) = self.accept(&listener).await {
             let Some(permit) = self.admission.enter(Transport::WebSocket, peer.ip()) else {
-                self.tasks.spawn(refuse(stream));
+                refuse(stream);
                 continue;
             };
             self.spawn_until_cut(Arc::clone(&self).client(stream, peer, permit));
@@ -70,7 +71,6 @@ impl Inner {
 
     /// The next connection; `None` when the server stops.
     async fn accept(&self, listener: &TcpListener) -> Option<(TcpStream, SocketAddr)> {
-        const PAUSE_MAX: Duration = Duration::from_secs(1);
         let mut pause = Duration::from_millis(20);
         loop {
             let accepted = tokio::select! {
@@ -79,15 +79,18 @@ impl Inner {
                 accepted = listener.accept() => accepted,
             };
             match accepted {
+                Ok((stream, _)) if is_among_the_last(&stream) => {
+                    self.broker.metrics().connections_refused[Refusal::TooMany].increment(1);
+                    refuse(stream);
+                    tracing::warn!("a connection is refused: the last descriptors are left to the store");
+                    rest(&mut pause).await;
+                }
                 Ok(accepted) => return Some(accepted),
                 // A peer that is gone again before it was accepted is nobody's trouble.
                 Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
                 Err(error) => {
-                    // Most likely out of descriptors: some may be free in a moment, and nothing is gained by asking
-                    // at once.
                     tracing::warn!("a connection cannot be accepted: {error}");
-                    tokio::time::sleep(pause).await;
-                    pause = (pause * 2).min(PAUSE_MAX);
+                    rest(&mut pause).await;
                 }
             }
         }
@@ -196,14 +199,20 @@ fn http(inner: &Inner) -> http1::Builder {
     builder
 }
 
-/// Tells a peer that there are too many, as far as that can be done without waiting for it.
-async fn refuse(stream: TcpStream) {
+/// Out of descriptors: some may be free in a moment, and nothing is gained by asking at once.
+async fn rest(pause: &mut Duration) {
+    const PAUSE_MAX: Duration = Duration::from_secs(1);
+    tokio::time::sleep(*pause).await;
+    *pause = (*pause * 2).min(PAUSE_MAX);
+}
+
+/// Tells a peer that there are too many, at once: one that waited for its turn would keep its descriptor meanwhile.
+fn refuse(stream: TcpStream) {
     let answer = format!(
         "HTTP/1.1 503 Service Unavailable\r\nContent-Type: text/plain; charset=utf-8\r\nContent-Length: {}\r\n\
          Retry-After: 5\r\nConnection: close\r\n\r\n{TOO_MANY}",
         TOO_MANY.len()
     );
-    if stream.writable().await.is_ok() {
-        let _ = stream.try_write(answer.as_bytes());
-    }
+    // Nothing was sent yet, so the socket has room for it.
+    let _ = socket2::SockRef::from(&stream).send(answer.as_bytes());
 }

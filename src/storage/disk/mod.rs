@@ -23,6 +23,7 @@ pub use lock::{DirectoryLock, LOCK_NAME};
 pub use memory::MemoryDisk;
 pub(crate) use memory::Space;
 pub use real::RealDisk;
+pub(crate) use real::descriptors_max;
 
 /// A file system, as far as Roomlog uses one. Paths are relative to its root, the data directory.
 pub trait Disk: Send + Sync + Debug + 'static {

@@ -18,6 +18,11 @@ pub struct RealDisk {
     read_only: bool,
 }
 
+/// How many descriptors this process may have open.
+pub(crate) fn descriptors_max() -> u64 {
+    rustix::process::getrlimit(rustix::process::Resource::Nofile).current.unwrap_or(u64::MAX)
+}
+
 impl RealDisk {
     /// The directory as a disk. Touches nothing: `create_dir("")` makes the directory itself.
     #[must_use]

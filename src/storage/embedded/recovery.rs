@@ -17,7 +17,7 @@ use crate::storage::block_store::{BlockStore, MemoryBlockStore, SledBlockStore};
 use crate::storage::catalog::Catalog;
 use crate::storage::checkpoint::{self, Checkpoint};
 use crate::storage::commit::{Commit, Entry, UnitPlace};
-use crate::storage::disk::{DirectoryLock, Disk, MemoryDisk, RealDisk};
+use crate::storage::disk::{DirectoryLock, Disk, MemoryDisk, RealDisk, descriptors_max};
 use crate::storage::engine::{Health, record_hash};
 use crate::storage::error::StorageError;
 use crate::storage::journal::{Journal, JournalOptions};
@@ -84,13 +84,16 @@ pub(super) fn assemble(
     };
     let run = RunMark::now(options.durability);
     let mut restored = Restored { catalog: Catalog::new(), by_id: HashMap::new(), memory, next_room: 1, indexed: 0 };
+    let volume_limits = VolumeLimits::default();
     let volumes = Volumes::new(
         Arc::clone(&disk),
         Arc::clone(&store),
         VolumeLimits {
             cache_bytes_max: options.block_cache_bytes_max,
             held_bytes_max: options.open_volumes_bytes_max as u64,
-            ..VolumeLimits::default()
+            // A store and a file each: a quarter of the process's descriptors at most.
+            open_max: usize::try_from(descriptors_max() / 8).unwrap_or(usize::MAX).clamp(2, volume_limits.open_max),
+            ..volume_limits
         },
     );
     let reserve = if options.durability == Durability::Memory { 0 } else { options.disk_reserve_bytes };
