@@ -21,6 +21,8 @@ pub(crate) enum Due {
     Nothing,
     /// The peer is to be asked for a sign of life.
     Ping,
+    /// The output is blocked, and the peer is dead if its transport has not answered for so long.
+    Look(Duration),
     /// The session is over.
     End(End),
 }
@@ -35,6 +37,8 @@ pub(crate) struct Clocks {
     pinged: Instant,
     /// Since when the peer has taken nothing of an output that is blocked.
     blocked: Option<Instant>,
+    /// When it was last to be found out whether such a peer is there at all.
+    looked: Instant,
     /// Whether the server itself does not read, so that it cannot hear.
     deaf: bool,
     message: Option<Instant>,
@@ -43,7 +47,17 @@ pub(crate) struct Clocks {
 impl Clocks {
     /// Clocks that begin now, when the transport's handshake is over.
     pub(crate) fn new(life: Life, now: Instant) -> Self {
-        Self { life, opened: now, welcomed: false, heard: now, pinged: now, blocked: None, deaf: false, message: None }
+        Self {
+            life,
+            opened: now,
+            welcomed: false,
+            heard: now,
+            pinged: now,
+            blocked: None,
+            looked: now,
+            deaf: false,
+            message: None,
+        }
     }
 
     /// The hello has come.
@@ -92,13 +106,24 @@ impl Clocks {
         }
     }
 
-    /// What is due now. A [`Due::Ping`] is told once per interval.
+    /// When to find out whether a peer that has taken nothing since then is there; a transport may know it by itself.
+    fn look(&self, since: Instant, limits: &Limits) -> Option<Instant> {
+        (self.life == Life::Session).then(|| since.max(self.looked) + limits.idle_timeout)
+    }
+
+    /// What is due now. A [`Due::Ping`] is told once per interval, as is a [`Due::Look`].
     pub(crate) fn tick(&mut self, now: Instant, limits: &Limits) -> Due {
         let past = |since: Instant, time: Duration| now.saturating_duration_since(since) >= time;
         if let Some(since) = self.blocked {
-            return match past(since, limits.stall_timeout) {
-                true => Due::End(End::Stalled(limits.stall_timeout)),
-                false => Due::Nothing,
+            if past(since, limits.stall_timeout) {
+                return Due::End(End::Stalled(limits.stall_timeout));
+            }
+            return match self.look(since, limits) {
+                Some(at) if at <= now => {
+                    self.looked = now;
+                    Due::Look(limits.idle_timeout)
+                }
+                _ => Due::Nothing,
             };
         }
         if !self.welcomed {
@@ -129,7 +154,7 @@ impl Clocks {
     /// When to [`tick`](Self::tick) next, if nothing else happens; `None` = only when something does.
     pub(crate) fn deadline(&self, limits: &Limits) -> Option<Instant> {
         if let Some(since) = self.blocked {
-            return Some(since + limits.stall_timeout);
+            return [Some(since + limits.stall_timeout), self.look(since, limits)].into_iter().flatten().min();
         }
         if !self.welcomed {
             return Some(self.opened + limits.handshake_timeout);
@@ -195,13 +220,36 @@ mod tests {
         let mut clocks = Clocks::new(Life::Session, start);
         clocks.welcomed();
         clocks.blocked(start, false);
-        assert_eq!(clocks.tick(start + 599 * SECOND, &limits), Due::Nothing);
+        assert_eq!(clocks.tick(start + 599 * SECOND, &limits), Due::Look(60 * SECOND));
         clocks.blocked(start + 599 * SECOND, true);
-        assert_eq!(clocks.tick(start + 700 * SECOND, &limits), Due::Nothing, "progress starts the clock anew");
+        assert_eq!(
+            clocks.tick(start + 700 * SECOND, &limits),
+            Due::Look(60 * SECOND),
+            "progress starts the clock anew"
+        );
         clocks.blocked(start + 700 * SECOND, false);
         assert_eq!(clocks.tick(start + 1199 * SECOND, &limits), Due::End(End::Stalled(600 * SECOND)));
         clocks.flowing(start + 1200 * SECOND);
         assert_eq!(clocks.tick(start + 1224 * SECOND, &limits), Due::Nothing, "silence meanwhile does not count");
+    }
+
+    #[test]
+    fn of_a_peer_whose_output_is_blocked_it_is_found_out_again_and_again_whether_it_is_there() {
+        let (start, limits) = (Instant::now(), limits());
+        let mut clocks = Clocks::new(Life::Session, start);
+        clocks.welcomed();
+        clocks.blocked(start + 10 * SECOND, false);
+        assert_eq!(clocks.deadline(&limits), Some(start + 70 * SECOND));
+        assert_eq!(clocks.tick(start + 69 * SECOND, &limits), Due::Nothing);
+        assert_eq!(clocks.tick(start + 70 * SECOND, &limits), Due::Look(60 * SECOND));
+        assert_eq!(clocks.tick(start + 71 * SECOND, &limits), Due::Nothing);
+        assert_eq!(clocks.deadline(&limits), Some(start + 130 * SECOND));
+        clocks.blocked(start + 100 * SECOND, true);
+        assert_eq!(clocks.deadline(&limits), Some(start + 160 * SECOND));
+        let mut transport = Clocks::new(Life::Transport, start);
+        transport.welcomed();
+        transport.blocked(start, false);
+        assert_eq!(transport.deadline(&limits), Some(start + 600 * SECOND), "QUIC finds out by itself");
     }
 
     #[test]

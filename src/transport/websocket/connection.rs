@@ -23,6 +23,7 @@ use tokio_rustls::server::TlsStream;
 use super::fanout::{Fanout, Served};
 use super::guard::{Event, Guard, Violation};
 use super::out::{Out, Pumped};
+use super::peer;
 use crate::broker::{Broker, Readers, Wake};
 use crate::lock::{Mutex, MutexGuard};
 use crate::protocol::JoinId;
@@ -343,6 +344,12 @@ impl Task {
                 self.connection.out.lock().ping();
                 self.unwritten = true;
                 cx.waker().wake_by_ref();
+            }
+            Due::Look(time) => {
+                let socket = self.tls.as_ref().map_or_else(|| self.connection.direct(), |tls| tls.get_ref().0);
+                if peer::is_gone(socket, time) {
+                    return Poll::Ready(Over::End(End::Idle(time)));
+                }
             }
         }
         self.timer.arm(self.service.session().deadline().into_iter().chain(retry), cx);

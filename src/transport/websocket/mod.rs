@@ -4,6 +4,7 @@ mod connection;
 mod fanout;
 mod guard;
 mod out;
+mod peer;
 
 pub(crate) use connection::{Connection, Socket};
 pub(crate) use fanout::Fanout;
