@@ -9,9 +9,10 @@
 #   kill_server         SIGKILL
 #   at_end COMMAND      a command for the end of the script; the last one given runs first
 #
-# Settings: $data (the data directory), $with (an array: what to start the server through), $quic_off (no QUIC).
+# Settings: $data (the data directory), $with (an array: what to start the server through), $quic_off (no QUIC), $host
+# (where clients reach it; 127.0.0.1).
 
-work="" data="" server="" ws=0 admin=0 quic=0 quic_off=1
+work="" data="" server="" ws=0 admin=0 quic=0 quic_off=1 host=127.0.0.1
 with=()
 ends=()
 
@@ -96,10 +97,10 @@ server_is_ready() {
 }
 
 start() {
-    local quic_address=127.0.0.1:$quic
+    local quic_address=$host:$quic
     if ((quic_off)); then quic_address=off; fi
     : >"$work/serve.out"
-    "${with[@]}" "$ROOMLOG_BIN" serve --data "$data" --listen "127.0.0.1:$ws" --admin "127.0.0.1:$admin" \
+    "${with[@]}" "$ROOMLOG_BIN" serve --data "$data" --listen "$host:$ws" --admin "127.0.0.1:$admin" \
         --quic "$quic_address" "$@" >"$work/serve.out" 2>>"$work/serve.log" &
     server=$!
     until_true 60 server_told_ports || return 1
