@@ -1,6 +1,7 @@
 //! Roomlog, its peers and the limit of the machine, measured in one run by one load generator.
 
 mod environment;
+mod flame;
 mod goals;
 mod growth;
 mod histogram;
@@ -35,6 +36,10 @@ fn main() -> ExitCode {
         Some((command, [file])) if command == "goals" => {
             results::Run::read(file.as_ref()).map(|run| print!("{}", goals::text(&run)))
         }
+        Some((command, [title, file])) if command == "flame" => std::fs::read_to_string(file)
+            .map_err(|error| format!("{file}: {error}"))
+            .and_then(|script| flame::graph(title, &script))
+            .map(|svg| print!("{svg}")),
         Some((command, [])) if command == "report" => {
             let package = Path::new(env!("CARGO_MANIFEST_DIR"));
             report::write(&package.join("results"), &package.join("../../docs"))

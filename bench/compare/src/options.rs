@@ -10,6 +10,7 @@ pub(crate) const USAGE: &str = "\
 roomlog-compare run [--quick | --full] [OPTIONS]   measures and appends raw lines
 roomlog-compare report          makes docs/performance.md of all raw lines
 roomlog-compare goals FILE     what a file of raw lines says of the goals
+roomlog-compare flame TITLE FILE   a flame graph (SVG) of what `perf script` has printed
 roomlog-compare limit --port P [--log FILE] [--no-sync]   the limit program, started by `run`
 
 Options of run:
