@@ -5,9 +5,11 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use rand::Rng as _;
+use rand::rngs::StdRng;
 use roomlog::types::NewRecord;
 
-use super::server::{Over, PROGRAM, Site, run};
+use super::server::{Over, PROGRAM, Server, Site, random, run};
 use crate::scenarios::world::{room, soon};
 
 const ROOMS: [&str; 2] = ["many", "few"];
@@ -24,13 +26,37 @@ fn copy(from: &Path, to: &Path) {
     }
 }
 
-/// A directory with records in a volume, a checkpoint, and records in the journal; and the payloads of its rooms.
-async fn template(clean: bool) -> (Site, [Vec<String>; 2]) {
+/// A data directory to be harmed.
+struct Template {
+    site: Site,
+    /// What was published into each of the rooms.
+    payloads: [Vec<String>; 2],
+    /// The same directory as it was earlier, cleanly closed.
+    earlier: tempfile::TempDir,
+}
+
+/// A directory with records in volumes, a checkpoint, and records in the journal.
+async fn template(clean: bool) -> Template {
     let mut site = Site::new();
     site.set("storage.stretch_bytes", "1 MiB");
-    let mut server = site.start().await;
-    let client = site.client(Over::WebSocket);
     let mut payloads = [Vec::new(), Vec::new()];
+    let mut server = fill(&site, &mut payloads).await;
+    server.stop().await;
+    let earlier = tempfile::tempdir().expect("a directory");
+    copy(&site.directory, earlier.path());
+    let mut server = fill(&site, &mut payloads).await;
+    if clean {
+        server.stop().await;
+    } else {
+        server.kill().await;
+    }
+    Template { site, payloads, earlier }
+}
+
+/// A volume full of records, and some more.
+async fn fill(site: &Site, payloads: &mut [Vec<String>; 2]) -> Server {
+    let server = site.start().await;
+    let client = site.client(Over::WebSocket);
     let mut publish = async |index: usize, count: usize| {
         let lobby = room(ROOMS[index]);
         let lines: Vec<_> = (0..count).map(|_| format!("{} {}", payloads[index].len(), "x".repeat(900))).collect();
@@ -48,52 +74,94 @@ async fn template(clean: bool) -> (Site, [Vec<String>; 2]) {
         publish(1, 1).await;
     }
     client.close().await;
-    if clean {
-        server.stop().await;
-    } else {
-        server.kill().await;
-    }
-    (site, payloads)
+    server
 }
 
-/// What is done to a file.
+/// What is done to a file. Places are millionths of what the file holds.
 #[derive(Clone, Copy, Debug)]
 enum Harm {
-    /// One bit is turned, at so many thousandths of what the file holds.
+    /// One bit is turned.
     Flip(u64),
-    /// What is behind so many thousandths of what the file holds is cut off.
+    /// The page that the place is in is full of zeros.
+    Zero(u64),
+    /// What is behind the place is cut off.
     Cut(u64),
     Missing,
+    /// The file as it was earlier; one that is new is replaced by the one of its kind that came before.
+    Older,
 }
 
-const HARMS: [Harm; 9] = [
+const HARMS: [Harm; 12] = [
     Harm::Flip(0),
-    Harm::Flip(10),
-    Harm::Flip(300),
-    Harm::Flip(600),
-    Harm::Flip(999),
+    Harm::Flip(10_000),
+    Harm::Flip(300_000),
+    Harm::Flip(600_000),
+    Harm::Flip(999_000),
+    Harm::Zero(0),
+    Harm::Zero(500_000),
     Harm::Cut(0),
-    Harm::Cut(500),
-    Harm::Cut(990),
+    Harm::Cut(500_000),
+    Harm::Cut(990_000),
     Harm::Missing,
+    Harm::Older,
 ];
 
+/// Bytes of a page.
+const PAGE: usize = 4096;
+
 impl Harm {
-    fn apply(self, path: &Path) {
+    /// Whether it could be done.
+    fn apply(self, path: &Path, older: Option<&Path>) -> bool {
         let mut bytes = fs::read(path).expect("it is there");
         // Zeros at the end are space that was reserved.
         let used = bytes.iter().rposition(|byte| *byte != 0).map_or(0, |last| last + 1);
-        let at = |thousandths: u64| usize::try_from(used as u64 * thousandths / 1000).expect("a file in memory");
+        let at = |millionths: u64| usize::try_from(used as u64 * millionths / 1_000_000).expect("a file in memory");
         match self {
-            Self::Flip(thousandths) => {
-                let at = at(thousandths);
-                bytes[at] ^= 4;
+            Self::Flip(millionths) => bytes[at(millionths)] ^= 4,
+            Self::Zero(millionths) => {
+                let page = at(millionths) / PAGE * PAGE;
+                let end = bytes.len().min(page + PAGE);
+                bytes[page..end].fill(0);
             }
-            Self::Cut(thousandths) => bytes.truncate(at(thousandths)),
-            Self::Missing => return fs::remove_file(path).expect("removed"),
+            Self::Cut(millionths) => bytes.truncate(at(millionths)),
+            Self::Missing => fs::remove_file(path).expect("removed"),
+            Self::Older => {
+                let Some(older) = older.map(|older| fs::read(older).expect("it is there")) else { return false };
+                if older == bytes {
+                    return false;
+                }
+                bytes = older;
+            }
         }
-        fs::write(path, bytes).expect("written");
+        if !matches!(self, Self::Missing) {
+            fs::write(path, bytes).expect("written");
+        }
+        true
     }
+
+    /// Whether it leaves a file that was being written when the server was killed as it might have been left. Commits
+    /// that are gone without a trace were never there: an older copy, or zeros over all of the last ones.
+    fn leaves_no_trace(self) -> bool {
+        matches!(self, Self::Older | Self::Zero(_))
+    }
+}
+
+/// The harms of a test: the fixed ones, and as many more of each kind, anywhere, as `ROOMLOG_TEST_DAMAGE` says.
+fn harms(random: &mut StdRng) -> Vec<Harm> {
+    let more = std::env::var("ROOMLOG_TEST_DAMAGE").map_or(0, |more| more.parse().expect("a number"));
+    let anywhere: [fn(u64) -> Harm; 3] = [Harm::Flip, Harm::Zero, Harm::Cut];
+    let more = (0..more).flat_map(|_| anywhere).map(|harm| harm(random.random_range(0..1_000_000)));
+    HARMS.into_iter().chain(more).collect()
+}
+
+/// What a file was replaced from: see [`Harm::Older`].
+fn older(earlier: &Path, kind: &str, file: &Path) -> Option<PathBuf> {
+    let same = earlier.join(file);
+    if same.exists() {
+        return Some(same);
+    }
+    let before = files(earlier).into_iter().rfind(|(other, path)| *other == kind && path.as_path() < file);
+    before.map(|(_, path)| earlier.join(path))
 }
 
 /// The files of a directory, each with the name of its kind. sled writes its snapshot again when it is not there.
@@ -141,6 +209,8 @@ enum Outcome {
     Told,
     /// The last commit is taken for one that was being written, and that is logged.
     Torn,
+    /// Records are missing, and nobody was told.
+    Lost,
 }
 
 /// Every line of a room as far as it can be read, and whether that was all.
@@ -152,7 +222,7 @@ fn read(site: &Site, name: &str) -> (Vec<String>, bool) {
     (lines, output.status.success())
 }
 
-async fn outcome(site: &Site, kind: &str, file: &Path, payloads: &[Vec<String>; 2]) -> (Outcome, String) {
+async fn outcome(site: &Site, kind: &str, file: &Path, harm: Harm, payloads: &[Vec<String>; 2]) -> (Outcome, String) {
     let mut server = site.spawn();
     if !soon("the server to listen or to end", server.listens()).await {
         assert_eq!(server.exited().await.code(), Some(1), "{}", site.log());
@@ -161,7 +231,10 @@ async fn outcome(site: &Site, kind: &str, file: &Path, payloads: &[Vec<String>; 
         // A volume may be named by its number.
         let named = file.to_str().expect("a name of ours");
         let number = file.iter().nth(1).and_then(|name| name.to_str()).unwrap_or(named).trim_end_matches(".rld");
-        assert!(said.contains(named) || kind.starts_with("volume") && said.contains(number), "{said}");
+        // An old manifest is whole, and names what is no more: that is what is missed.
+        let missed =
+            matches!(harm, Harm::Older) && ["journal/", "meta/", "volume"].iter().any(|name| said.contains(name));
+        assert!(said.contains(named) || kind.starts_with("volume") && said.contains(number) || missed, "{said}");
         return (Outcome::Refused, said);
     }
     let (mut all, mut complete) = (true, true);
@@ -179,24 +252,28 @@ async fn outcome(site: &Site, kind: &str, file: &Path, payloads: &[Vec<String>; 
     }
     if complete {
         let torn = log.lines().find(|line| line.contains("WARN") && line.contains("is dropped"));
-        return (Outcome::Torn, torn.expect("records are missing, and nobody was told").to_owned());
+        return torn.map_or((Outcome::Lost, said), |torn| (Outcome::Torn, torn.to_owned()));
     }
     (Outcome::Told, said)
 }
 
 async fn every_harm(clean: bool) {
-    let (template, payloads) = template(clean).await;
+    let mut random = random(if clean { "damage after a clean stop" } else { "damage after kill -9" });
+    let Template { site: template, payloads, earlier } = template(clean).await;
     let mut table = String::new();
     let mut bad = String::new();
     for (kind, file) in files(&template.directory) {
-        for harm in HARMS {
+        let older = older(earlier.path(), kind, &file);
+        for harm in harms(&mut random) {
             let mut site = Site::new();
             site.set("storage.stretch_bytes", "1 GiB").set("storage.journal_bytes_max", "2 GiB");
             copy(&template.directory, &site.directory);
-            harm.apply(&site.directory.join(&file));
+            if !harm.apply(&site.directory.join(&file), older.as_deref()) {
+                continue;
+            }
             let (code, checked) = site.check();
             let checked = checked.lines().next().unwrap_or_default();
-            let (outcome, said) = outcome(&site, kind, &file, &payloads).await;
+            let (outcome, said) = outcome(&site, kind, &file, harm, &payloads).await;
             let line = format!(
                 "{kind} | {} | {harm:?} | check {code:?}: {checked} | serve {outcome:?}: {said}\n",
                 file.display()
@@ -208,6 +285,7 @@ async fn every_harm(clean: bool) {
                 Outcome::Refused => matches!(code, Some(1 | 2)),
                 Outcome::Told => code == Some(1),
                 Outcome::Torn => code == Some(0) && !clean && kind == "journal file",
+                Outcome::Lost => !clean && kind == "journal file" && harm.leaves_no_trace(),
             };
             if !good {
                 write!(bad, "{line}").expect("a string takes all");
