@@ -11,9 +11,9 @@ use super::commit::JournalFileId;
 #[non_exhaustive]
 pub enum StorageError {
     /// The file system said no.
-    #[error("{}: cannot {doing}: {source}", path.display())]
+    #[error("{}: cannot {doing}: {source}", named(path))]
     Io {
-        /// The file, relative to the data directory.
+        /// The file, relative to the data directory; empty for that itself.
         path: PathBuf,
         /// What was tried, as a verb: `read`, `write`, `sync`.
         doing: &'static str,
@@ -92,6 +92,10 @@ impl StorageError {
             _ => false,
         }
     }
+}
+
+fn named(path: &Path) -> std::path::Display<'_> {
+    if path.as_os_str().is_empty() { Path::new("the data directory").display() } else { path.display() }
 }
 
 /// Whether the file system refused for want of space.
