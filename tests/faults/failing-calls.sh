@@ -78,11 +78,15 @@ one_case() { # one_case CALL ERROR N: whether there was an nth call
 
 for call in ${CALLS:-pwrite64 fdatasync fsync rename unlink mkdir ftruncate}; do
     for error in ${CALL_ERRORS:-EIO ENOSPC}; do
-        n=${CALL_FIRST:-$((1 + RANDOM % step))} first=0
-        while one_case "$call" "$error" "$n"; do
-            ((first)) || first=$n
-            n=$((n + step))
+        n=${CALL_FIRST:-$((1 + RANDOM % step))}
+        # A step may be longer than there are calls.
+        until one_case "$call" "$error" "$n"; do
+            ((n > 1)) || fail "$call is never called"
+            n=$((n / 2))
         done
+        first=$n
+        n=$((n + step))
+        while one_case "$call" "$error" "$n"; do n=$((n + step)); done
         echo "$call: $error at every ${step}th from the ${first}th on, up to the $((n - step))th"
     done
 done
