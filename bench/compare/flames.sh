@@ -26,7 +26,7 @@ mkdir -p docs/flamegraphs
 flame() {
     local workload=$1 nth=$2 name=$3 title=$4 seen="" count=0 server running
     shift 4
-    "$compare" run --quick --rounds 1 --seconds 3 --workloads "$workload" --peers roomlog-ws --port 19240 \
+    "$compare" run --quick --rounds 1 --seconds 5 --workloads "$workload" --peers roomlog-ws --port 19240 \
         --peer-bin "roomlog=$program" --data "$work/data" --out "$work/lines.jsonl" "$@" >"$work/log" 2>&1 &
     running=$!
     while kill -0 "$running" 2>/dev/null; do
@@ -36,7 +36,7 @@ flame() {
             count=$((count + 1))
             if ((count == nth)); then
                 sleep 1
-                perf record --quiet -e cpu-clock -F 1999 --call-graph fp -p "$server" -o "$work/perf" sleep 2
+                perf record --quiet -e cpu-clock -F 1999 --call-graph fp -p "$server" -o "$work/perf" sleep 2 || true
                 kill "$running" "$server" 2>/dev/null || true
                 break
             fi

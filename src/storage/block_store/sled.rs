@@ -34,12 +34,15 @@ const CACHE_BYTES: u64 = 1 << 20;
 /// So many looks at a page make its shard let go of all others.
 const LOOKS: usize = 64;
 
-/// Of every so many reads one is followed by [`LOOKS`] looks: they take as long as a tenth of a read.
-const READS_PER_LOOKS: usize = 2;
+/// Whenever leaves of so many bytes have been read, [`LOOKS`] looks follow at the last one.
+const LOOKS_EVERY_BYTES: usize = 128 << 10;
 
-/// What an open database keeps of what was read, in bytes: in each shard the leaf that was looked at, and those that
-/// were read since; two, on average.
-const HELD_BYTES_MAX: u64 = (256 * (1 + READS_PER_LOOKS) * LEAF_BYTES) as u64;
+/// What a leaf takes however short its values are, in bytes.
+const LEAF_BYTES_MIN: usize = 2 << 10;
+
+/// What an open database keeps of what was read, in bytes: in each shard the leaf that was looked at, and what was read
+/// until the next of its leaves is, which on average is as much as 256 times what is read between looks.
+const HELD_BYTES_MAX: u64 = (256 * (LOOKS_EVERY_BYTES + LEAF_BYTES)) as u64;
 
 /// How long to wait for a database that is just being closed by another thread.
 const LOCK_PATIENCE: Duration = Duration::from_secs(10);
@@ -92,7 +95,7 @@ impl BlockStore for SledBlockStore {
             }
             Err(error) => return Err(error),
         };
-        Ok(Arc::new(Reader { database, reads: AtomicUsize::new(0) }))
+        Ok(Arc::new(Reader { database, read_bytes: AtomicUsize::new(0) }))
     }
 
     fn remove(&self, directory: &Path) -> Result<(), BlockStoreError> {
@@ -197,10 +200,16 @@ impl Writer {
     }
 }
 
+/// How many values of this length a leaf has.
+fn values_held_together(value_bytes: usize) -> usize {
+    LEAF_KEYS.div_ceil(1 + usize::from(fillers(value_bytes.min(VALUE_BYTES_MAX))))
+}
+
 #[derive(Debug)]
 struct Reader {
     database: Database,
-    reads: AtomicUsize,
+    /// The bytes of the leaves that were read since sled was last made to look.
+    read_bytes: AtomicUsize,
 }
 
 /// The keys of a leaf: one that gets its 17th key keeps nine of them, and keys rise.
@@ -210,7 +219,10 @@ impl BlockReader for Reader {
     fn get(&self, key: BlockKey) -> Result<Option<Bytes>, BlockStoreError> {
         let bytes = encode(key);
         let value = self.database.call(|db| db.get(bytes))?;
-        if self.reads.fetch_add(1, Ordering::Relaxed).is_multiple_of(READS_PER_LOOKS) {
+        let value_bytes = value.as_ref().map_or(0, |value| value.len());
+        let leaf_bytes = (values_held_together(value_bytes) * value_bytes).max(LEAF_BYTES_MIN);
+        if self.read_bytes.fetch_add(leaf_bytes, Ordering::Relaxed) + leaf_bytes >= LOOKS_EVERY_BYTES {
+            self.read_bytes.store(0, Ordering::Relaxed);
             self.database.call(|db| (0..LOOKS).try_for_each(|_| db.contains_key(bytes).map(drop)))?;
         }
         Ok(value.map(Bytes::from_owner))
@@ -221,7 +233,7 @@ impl BlockReader for Reader {
     }
 
     fn keys_held_together(&self, value_bytes: usize) -> u64 {
-        LEAF_KEYS.div_ceil(1 + usize::from(fillers(value_bytes.min(VALUE_BYTES_MAX)))) as u64
+        values_held_together(value_bytes) as u64
     }
 }
 
