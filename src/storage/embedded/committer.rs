@@ -43,6 +43,9 @@ const BEHIND_PERIOD: Duration = Duration::from_millis(20);
 /// What a batch in a tail takes beyond its body, about, in bytes.
 const TAIL_BATCH_OVERHEAD_BYTES: usize = 192;
 
+/// What a room takes in memory because it has a tail, in bytes: its state, its publishers and its place in the journal.
+const TAIL_ROOM_OVERHEAD_BYTES: usize = 1024;
+
 /// What a unit takes for a floor, or for one batch of an append beyond its records, its user and its room's name, at
 /// most, in bytes.
 const APPEND_OVERHEAD_BYTES: usize = 256;
@@ -483,7 +486,9 @@ impl Committer {
                     let (first, first_time, last) = (header.first, header.time, header.last());
                     let place = place.body(span.expect("it was written just now"));
                     state.journal.push_back(Indexed { first, last, prev, first_time, last_time, place });
-                    let bytes = body.len() + TAIL_BATCH_OVERHEAD_BYTES;
+                    // The first batch of a tail keeps the room in memory, too.
+                    let room_bytes = if state.tail.is_empty() { TAIL_ROOM_OVERHEAD_BYTES } else { 0 };
+                    let bytes = body.len() + TAIL_BATCH_OVERHEAD_BYTES + room_bytes;
                     self.tails.push_back((Arc::clone(&room), bytes));
                     self.tails_bytes += bytes;
                     state.tail.push_back(Block { first, last, prev, last_time, body, source: Source::Tail });
