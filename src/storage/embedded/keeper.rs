@@ -61,7 +61,7 @@ const INDEXED_BATCHES_MAX: u64 = (256 << 20) / size_of::<Indexed>() as u64;
 /// So many rooms that the checkpoint does not know make a stretch due: recovery brings each of them into being again,
 /// and until then it takes a kilobyte or more of memory. Rooms that are known do not count, or a log of many busy
 /// rooms would be scattered over many volumes.
-const BORN_ROOMS_MAX: u64 = 1 << 17;
+const BORN_ROOMS_MAX: u64 = 1 << 16;
 
 /// What is asked of the keeper.
 #[derive(Debug, Default)]

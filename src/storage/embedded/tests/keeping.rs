@@ -183,7 +183,7 @@ fn rooms_that_were_only_looked_at_leave_memory_again() {
 
 #[test]
 fn very_many_new_rooms_make_a_stretch_due_and_rooms_that_are_known_do_not() {
-    const ROOMS: usize = 1 << 17;
+    const ROOMS: usize = 1 << 16;
     let mut log = Stepped::open(options(1), &FaultyDisk::new(1), &new_store()).expect("a new log");
     let publish_to = |log: &mut Stepped, rooms: std::ops::Range<usize>, seq| {
         let publishes = rooms.map(|room| Publish { seq, ..Source::new(&format!("room {room}")).next(1, 10) });
