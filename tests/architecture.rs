@@ -23,6 +23,7 @@ const LAYERS: &[(&str, &[&str])] = &[
         "cli",
         &["types", "metrics", "protocol", "storage", "broker", "session", "transport", "config", "server", "client"],
     ),
+    ("fuzzing", &["protocol", "storage", "transport", "config"]),
 ];
 
 /// What only some files may name: the word, where it may stand, and why nowhere else.

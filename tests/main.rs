@@ -7,6 +7,8 @@ mod attacks;
 mod connections;
 #[cfg(feature = "server")]
 mod defaults;
+#[cfg(feature = "fuzzing")]
+mod fuzz;
 #[cfg(feature = "server")]
 mod handover;
 mod policy;

@@ -8,6 +8,8 @@
 
 mod check;
 mod form;
+#[cfg(feature = "fuzzing")]
+pub(crate) mod fuzz;
 mod source;
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};

@@ -6,6 +6,8 @@
 mod answer;
 mod batch;
 mod close;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod examine;
 mod frame;
 mod later;
 mod number;

@@ -370,6 +370,23 @@ impl<'a> Iterator for Entries<'a> {
     }
 }
 
+/// Makes what begins like a unit one of this file, with this number and a right checksum; its length without padding.
+/// `None` if it does not begin so, or its length cannot be.
+#[cfg(feature = "fuzzing")]
+pub(crate) fn mend(unit: &mut [u8], file: JournalFileId, salt: u64, seq: CommitSeq) -> Option<usize> {
+    let bytes = u32_at(unit, 8) as usize;
+    if unit[0..4] != MAGIC || !(HEADER_BYTES..=unit.len()).contains(&bytes) {
+        return None;
+    }
+    unit[12..16].fill(0);
+    unit[16..24].copy_from_slice(&seq.0.to_le_bytes());
+    unit[24..32].copy_from_slice(&file.0.to_le_bytes());
+    unit[32..40].copy_from_slice(&salt.to_le_bytes());
+    let crc = crc32fast::hash(&unit[8..bytes]);
+    unit[4..8].copy_from_slice(&crc.to_le_bytes());
+    Some(bytes)
+}
+
 pub(crate) fn u32_at(bytes: &[u8], at: usize) -> u32 {
     u32::from_le_bytes(bytes[at..at + 4].try_into().expect("four bytes"))
 }

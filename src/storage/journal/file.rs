@@ -177,6 +177,16 @@ fn random_salt() -> Result<u64, StorageError> {
     Ok(u64::from_le_bytes(bytes))
 }
 
+/// Gives what stands where a header should the header of this file; its salt stays, and is returned.
+#[cfg(feature = "fuzzing")]
+pub(super) fn mend(id: JournalFileId, file: &mut [u8]) -> Option<u64> {
+    let bytes = file.len() as u64;
+    let sector = file.get_mut(..SECTOR_BYTES)?;
+    let header = FileHeader { id, salt: u64_at(sector, 24), bytes };
+    sector.copy_from_slice(&header.encode());
+    Some(header.salt)
+}
+
 fn unfinished_path() -> PathBuf {
     Path::new(JOURNAL_DIRECTORY).join(UNFINISHED_NAME)
 }

@@ -6,6 +6,8 @@
 
 mod file;
 mod files;
+#[cfg(feature = "fuzzing")]
+pub(crate) mod fuzz;
 #[cfg(test)]
 mod model;
 mod recovery;

@@ -170,6 +170,36 @@ fn value_crc(key: BlockKey, fields: &[u8], bytes: &[u8]) -> u32 {
     crc.finalize()
 }
 
+/// Makes an entry, headers and checksums fit stored values, so that what lies behind those checks is reached.
+#[cfg(feature = "fuzzing")]
+pub(super) fn mend(entry: &mut BlockEntry, values: &mut [Vec<u8>], compressed: bool) {
+    if values.iter().any(|value| value.len() < HEADER_BYTES) {
+        return;
+    }
+    let joined: Vec<u8> = values.iter().flat_map(|value| &value[HEADER_BYTES..]).copied().collect();
+    entry.stored_bytes = length(&joined);
+    let mut body = vec![0; (entry.body_bytes as usize).min(BODY_BYTES_CEILING)];
+    if !compressed {
+        body.clone_from(&joined);
+    } else if let Ok(bytes) = lz4_flex::block::decompress_into(&joined, &mut body) {
+        body.truncate(bytes);
+    }
+    (entry.body_bytes, entry.crc) = (length(&body), crc32fast::hash(&body));
+    let parts = narrow(values.len());
+    for (part, value) in (0..).zip(values) {
+        value[..2].copy_from_slice(&[FORMAT, if compressed { CODEC_LZ4 } else { CODEC_NONE }]);
+        value[2..4].copy_from_slice(&u16::to_le_bytes(part));
+        value[4..6].copy_from_slice(&parts.to_le_bytes());
+        value[6..8].fill(0);
+        value[8..12].copy_from_slice(&entry.body_bytes.to_le_bytes());
+        value[12..16].copy_from_slice(&entry.stored_bytes.to_le_bytes());
+        value[16..20].copy_from_slice(&entry.crc.to_le_bytes());
+        let key = BlockKey { room: entry.room, first: entry.first.0, part };
+        let crc = value_crc(key, &value[..20], &value[HEADER_BYTES..]);
+        value[20..24].copy_from_slice(&crc.to_le_bytes());
+    }
+}
+
 fn narrow(part: usize) -> u16 {
     u16::try_from(part).expect("the ceiling of a body is far below 65,536 parts")
 }

@@ -17,6 +17,8 @@ mod build;
 mod cache;
 mod check;
 mod directory;
+#[cfg(feature = "fuzzing")]
+pub(crate) mod fuzz;
 mod merge;
 mod volumes;
 

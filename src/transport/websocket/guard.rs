@@ -247,5 +247,7 @@ fn check_close(payload: &[u8]) -> Result<(), Violation> {
     }
 }
 
+#[cfg(feature = "fuzzing")]
+pub(crate) mod fuzz;
 #[cfg(test)]
 mod tests;

@@ -8,6 +8,8 @@ mod peer;
 
 pub(crate) use connection::{Connection, Socket};
 pub(crate) use fanout::Fanout;
+#[cfg(feature = "fuzzing")]
+pub(crate) use guard::fuzz;
 
 /// The HTTP half of the handshake; what comes out of it goes through our own guard.
 pub(crate) use fastwebsockets::upgrade::{UpgradeFut as Upgrade, upgrade};
