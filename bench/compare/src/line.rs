@@ -87,6 +87,15 @@ impl Lines {
         }
     }
 
+    /// This connection is looked at again.
+    pub(crate) fn remember(&mut self, number: usize) -> Result<(), String> {
+        let world = |error: io::Error| format!("epoll: {error}");
+        match &self.lines[number].carrier {
+            Carrier::Tcp(stream) => self.poll.add(stream, number).map_err(world),
+            Carrier::Quic(quic) => self.poll.add(&quic.socket, number).map_err(world),
+        }
+    }
+
     /// Joins a room, and waits for the answer.
     pub(crate) fn join(&mut self, number: usize, room: u32, start: Start) -> Result<(), String> {
         self.ask(number, room, start)?;

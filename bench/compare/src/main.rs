@@ -33,6 +33,9 @@ fn main() -> ExitCode {
         Some((command, rest)) if command == "limit" => options::limit(rest).and_then(|(port, log, sync)| {
             limit::serve(port, log.as_deref(), sync).map_err(|error| format!("the limit program: {error}"))
         }),
+        Some((command, rest)) if command == "stalled" => {
+            options::stalled(rest).and_then(|asked| load::stalled::run(&asked))
+        }
         Some((command, [file])) if command == "goals" => {
             results::Run::read(file.as_ref()).map(|run| print!("{}", goals::text(&run)))
         }

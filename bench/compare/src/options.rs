@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::growth::Size;
+use crate::load::stalled::Asked;
 use crate::peers::PEERS;
 
 pub(crate) const USAGE: &str = "\
@@ -12,6 +13,9 @@ roomlog-compare report          makes docs/performance.md of all raw lines
 roomlog-compare goals FILE     what a file of raw lines says of the goals
 roomlog-compare flame TITLE FILE   a flame graph (SVG) of what `perf script` has printed
 roomlog-compare limit --port P [--log FILE] [--no-sync]   the limit program, started by `run`
+roomlog-compare stalled --port P --pid N [OPTIONS]   what subscribers that do not read cost those who do, on a server of
+                          Roomlog that runs: --readers, --stalled, --rate (publishes/s), --seconds, --pairs, --ratio
+                          (of p99, at most), --kib (for each that does not read, at most)
 
 Options of run:
   --workloads W1,W3     which workloads
@@ -108,6 +112,31 @@ pub(crate) fn limit(arguments: &[String]) -> Result<(u16, Option<PathBuf>, bool)
         }
     }
     Ok((port.ok_or("--port is needed")?, log, sync))
+}
+
+/// Options of `stalled`.
+pub(crate) fn stalled(arguments: &[String]) -> Result<Asked, String> {
+    let mut asked = Asked::default();
+    let mut rest = arguments.iter();
+    while let Some(flag) = rest.next() {
+        let value = rest.next().ok_or_else(|| format!("{flag} needs a value"))?;
+        match flag.as_str() {
+            "--port" => asked.port = number(flag, value)?,
+            "--pid" => asked.pid = number(flag, value)?,
+            "--readers" => asked.readers = number(flag, value)?,
+            "--stalled" => asked.stalled = number(flag, value)?,
+            "--rate" => asked.rate = number(flag, value)?,
+            "--seconds" => asked.seconds = number(flag, value)?,
+            "--pairs" => asked.pairs = number(flag, value)?,
+            "--ratio" => asked.ratio_max = number(flag, value)?,
+            "--kib" => asked.kib_max = number(flag, value)?,
+            _ => return Err(format!("unknown option {flag}")),
+        }
+    }
+    if asked.port == 0 || asked.pid == 0 || asked.pairs == 0 || asked.stalled == 0 {
+        return Err("--port and --pid of a server, at least one pair and one that stalls".to_owned());
+    }
+    Ok(asked)
 }
 
 fn number<T: std::str::FromStr>(flag: &str, value: &str) -> Result<T, String> {

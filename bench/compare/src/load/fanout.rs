@@ -15,6 +15,8 @@ use crate::wire::{Event, Start, Wire};
 const BATCH: usize = 128;
 /// Without any delivery for so long, what has not come is lost.
 const SILENCE: Duration = Duration::from_secs(5);
+/// The same, of those who read again: a kernel that was refused for long waits before it tries again.
+const SILENCE_REVIVED: Duration = Duration::from_secs(60);
 
 #[derive(Clone, Copy)]
 pub(crate) struct Shape {
@@ -61,6 +63,8 @@ pub(crate) struct Fanout {
     /// The next number in each room.
     next: Vec<u32>,
     unanswered: Vec<usize>,
+    /// The subscribers that do not read, which come behind the publishers: what they must have had when they do.
+    stalled: Vec<Order>,
     turn: usize,
     published: u64,
     delivered: u64,
@@ -87,6 +91,7 @@ impl Fanout {
             readers,
             next: vec![0; shape.rooms as usize],
             unanswered: vec![0; shape.publishers as usize],
+            stalled: Vec::new(),
             turn: 0,
             published: 0,
             delivered: 0,
@@ -94,16 +99,54 @@ impl Fanout {
         })
     }
 
-    /// Adds a subscriber of the first room that never reads again.
+    /// Adds a subscriber of the first room that does not read.
     pub(crate) fn stall(&mut self) -> Result<(), String> {
         let number = self.lines.open(&self.target)?;
         self.lines.join(number, 0, Start::New)?;
+        self.stalled.push(Order::starting(self.next[0]));
         self.lines.forget(number)
     }
 
-    /// Lets the subscriber that does not read go.
+    /// Lets the subscribers that do not read go.
     pub(crate) fn unstall(&mut self) {
-        self.lines.lines.pop();
+        let stalled = self.stalled.len();
+        self.stalled.clear();
+        self.lines.lines.truncate(self.lines.lines.len() - stalled);
+    }
+
+    /// The subscribers that did not read do so now, until they have had everything since they joined. Nobody publishes
+    /// meanwhile. What they had, lost, and had doubled, out of order or from elsewhere; and the seconds.
+    pub(crate) fn revive(&mut self) -> Result<(u64, u64, u64, f64), String> {
+        let first = self.lines.lines.len() - self.stalled.len();
+        for number in first..self.lines.lines.len() {
+            self.lines.remember(number)?;
+        }
+        let (published, begun, mut had, mut last) = (self.next[0], Instant::now(), 0, Instant::now());
+        while last.elapsed() < SILENCE_REVIVED && self.stalled.iter().any(|order| order.lost(published) > 0) {
+            self.lines.wait(Duration::from_millis(20))?;
+            let ready = std::mem::take(&mut self.lines.ready);
+            for &(number, ..) in &ready {
+                let order = number.checked_sub(first).map(|index| &mut self.stalled[index]);
+                let before = had;
+                match order {
+                    Some(order) => self.lines.read(number, &mut |event: Event<'_>| {
+                        if let Event::Delivered(bytes) = event {
+                            had += 1;
+                            order.take(payload::seq(bytes));
+                        }
+                    })?,
+                    None => self.lines.read(number, &mut |_: Event<'_>| {})?,
+                }
+                self.lines.flush(number)?;
+                if had > before {
+                    last = Instant::now();
+                }
+            }
+            self.lines.ready = ready;
+        }
+        let lost = self.stalled.iter().map(|order| order.lost(published)).sum();
+        let odd = self.stalled.iter().map(|order| order.duplicated + order.disordered + order.foreign).sum();
+        Ok((had, lost, odd, begun.elapsed().as_secs_f64()))
     }
 
     /// Publishes and measures; at the end everything on its way is waited for.

@@ -6,6 +6,7 @@ pub(crate) mod fill;
 pub(crate) mod idle;
 pub(crate) mod opening;
 pub(crate) mod replay;
+pub(crate) mod stalled;
 
 use std::time::{Duration, Instant};
 
