@@ -50,6 +50,7 @@ async fn requests_that_may_not_become_a_session_get_the_status_that_says_why() {
         ("no host", with("").replace("Host: 127.0.0.1\r\n", ""), 403),
         ("another sub-protocol", with("").replace("roomlog.v1", "roomlog.v2"), 400),
         ("a version of the past", with("").replace("Version: 13", "Version: 8"), 426),
+        ("no key", with("").replace("Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n", ""), 400),
         ("a short key", with("").replace("dGhlIHNhbXBsZSBub25jZQ==", "AAAA"), 400),
         ("HTTP/1.0", with("").replace("HTTP/1.1", "HTTP/1.0"), 400),
         ("a POST", with("").replace("GET", "POST"), 405),

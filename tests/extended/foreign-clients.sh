@@ -1,7 +1,7 @@
-# Other people's WebSocket and QUIC implementations speak to the server: Python's websockets, node's ws, aioquic. They are
-# given bytes of docs/protocol.md by tests/extended/client.py and node's own; it is their framing, masking, closing, TLS
-# and stream handling that is on trial, and ours. (The Autobahn test suite is not for us: it wants an echo of text and
-# binary messages, and this protocol ends a session at the first of them.)
+# Other people's WebSocket and QUIC implementations speak to the server: Python's websockets, node's ws and the WebSocket
+# that is built into node, aioquic, s2n-quic. Each joins, publishes, replays and resumes (and browser.sh does with
+# Chromium's). They are given bytes of docs/protocol.md by tests/extended/client.py and minimal codecs of their own; it is
+# their framing, masking, closing, TLS and stream handling that is on trial, and ours.
 set -euo pipefail
 source tests/dispatch.sh
 source tests/server.sh
@@ -27,10 +27,29 @@ else
     skip "the Python package aioquic"
 fi
 if npm install --prefix "$work" --silent --no-audit --no-fund ws >"$work/npm.log" 2>&1; then
-    cp tests/extended/foreign_ws.mjs "$work/"
+    cp tests/extended/foreign_ws.mjs tests/extended/foreign_walk.mjs "$work/"
     PAGE=$PWD/docs/protocol.md timeout 120 node "$work/foreign_ws.mjs" "$ws"
 else
     skip "the npm package ws"
+fi
+# The system's node may be of before it had a WebSocket.
+node=node
+has_socket() { "$node" --eval 'process.exit(typeof WebSocket === "function" ? 0 : 1)'; }
+if ! has_socket; then
+    npm install --prefix "$work/node" --silent --no-audit --no-fund node@22 >"$work/npm.log" 2>&1 || true
+    node=$work/node/node_modules/node/bin/node
+fi
+if has_socket; then
+    timeout 120 "$node" tests/extended/foreign_builtin.mjs "$ws"
+else
+    skip "a node with a WebSocket of its own"
+fi
+# A Rust program in a workspace of its own, so that nobody else has to build s2n-quic.
+s2n=${CARGO_TARGET_DIR:-target}/s2n-quic
+if cargo build --release --locked --quiet --manifest-path tests/extended/s2n_quic/Cargo.toml --target-dir "$s2n"; then
+    timeout 120 "$s2n/release/foreign-s2n-quic" "$quic" "$data/dev-cert.pem"
+else
+    skip "s2n-quic"
 fi
 end_server || fail "the server ended with $?"
 "$ROOMLOG_BIN" check "$data"

@@ -97,6 +97,25 @@ async def main():
         one.write(frame(leaves(5000, 7)))
         left = next(stream for stream in rooms() if one.frames(stream, head=True)[0][0] == 7)
         await one.until(lambda: left in one.ended)
+        ((_, _, epoch), pushed) = one.frames(rooms()[0], head=True)
+        stored = [kept for name, fields in pushed if name == "delivery" for kept in records_of(fields["body"])]
+    # In another connection from the beginning, and from the middle on by a hello.
+    for greeting, expected in ((frame(hello("aioquic")) + frame(joins(1, 3, "quic", EARLIEST)), stored),
+                               (frame(hello("aioquic", [(3, "quic", (epoch, stored[500].offset), None)])), stored[501:])):
+        async with dial(["roomlog/1"]) as one:
+            one.write(greeting)
+            await one.until(lambda: 3 in one.streams and any(name == "live" for name, _ in one.frames(3, head=True)[1]))
+            found, position = [], None
+            for name, fields in one.frames(3, head=True)[1]:
+                if name == "delivery":
+                    assert position is None or fields["prev"] == position, fields
+                    found += [kept for kept in records_of(fields["body"]) if fields["at"] <= kept.offset <= fields["to"]]
+                    position = found[-1].offset
+            assert found == expected, f"{len(found)} records and not {len(expected)}"
+            one.write(frame(publishes(9, "quic", publisher, 1, [record(records[0])])))
+            await one.until(lambda: one.frames(0)[-1][0] == "published")
+            again = one.frames(0)[-1][1]
+            assert again["duplicate"] and again["first"] == stored[0].offset, again
     for alpn in (["h3"], ["roomlog/2"], None):
         try:
             async with asyncio.timeout(10):
@@ -122,7 +141,7 @@ async def main():
         assert one.termination.error_code == 602, one.termination
         goodbye = one.frames(0)
         assert [name for name, _ in goodbye] == ["goodbye"] and goodbye[0][1]["code"] == 102, goodbye
-    print(f"aioquic {aioquic.__version__}: ALPN roomlog/1, two room streams of {len(records)} records, h3 and others refused, closes 600 and 602")
+    print(f"aioquic {aioquic.__version__}: joined, published, replayed, resumed; ALPN roomlog/1, two room streams of {len(records)} records, h3 and others refused, closes 600 and 602")
 
 
 asyncio.run(main())

@@ -28,6 +28,21 @@ async def closes(code, *messages, greet=True):
             assert end.rcvd is not None and end.rcvd.code == code, f"{end}, and not {code}"
 
 
+async def records_until_live(one):
+    """What comes up to `live`: the welcome or the joined, and the records that are meant."""
+    found, answers, position = [], {}, None
+    while True:
+        for name, fields in frames_of(await asyncio.wait_for(one.recv(), 20)):
+            if name == "live":
+                return answers, found
+            if name == "delivery":
+                assert position is None or fields["prev"] == position, fields
+                found += [kept for kept in records_of(fields["body"]) if fields["at"] <= kept.offset <= fields["to"]]
+                position = found[-1].offset
+            else:
+                answers[name] = fields
+
+
 async def refused(**options):
     try:
         async with dial(**options):
@@ -55,6 +70,19 @@ async def main():
                     seen += [found.payload for found in records_of(fields["body"])]
         assert seen == records
         await asyncio.wait_for(await one.ping(), 20)
+        # In another session, from the beginning; and in one more by its hello, from the middle on.
+        async with dial() as two:
+            await two.send(frame(hello("websockets")) + frame(joins(1, 1, "python", EARLIEST)))
+            answers, found = await records_until_live(two)
+            assert [kept.payload for kept in found] == records
+        async with dial() as three:
+            await three.send(frame(hello("websockets", [(5, "python", (answers["joined"]["epoch"], found[3].offset), None)])))
+            resumed, rest = await records_until_live(three)
+            assert resumed["welcome"]["resumed"][0]["result"] == "joined", resumed
+            assert rest == found[4:], "the rest, and nothing twice"
+            await three.send(frame(publishes(1, "python", publisher, 1, [record(records[0])])))
+            ((name, again),) = frames_of(await asyncio.wait_for(three.recv(), 20))
+            assert name == "published" and again["duplicate"] and again["first"] == found[0].offset, again
         # In fragments, as an iterable is sent.
         whole = frame(pings(100))
         await one.send(bytes([byte]) for byte in whole)
@@ -75,7 +103,7 @@ async def main():
         for one in many:
             assert frames_of(await one.recv())[0][0] == "welcome"
         await asyncio.gather(*[one.close() for one in many])
-    print(f"websockets {websockets.__version__}: negotiation, 7 sizes, fragments, pings, closes 1003, 1009, 4600, 4602, refusals {codes}")
+    print(f"websockets {websockets.__version__}: joined, published, replayed, resumed; negotiation, 7 sizes, fragments, pings, closes 1003, 1009, 4600, 4602, refusals {codes}")
 
 
 asyncio.run(main())

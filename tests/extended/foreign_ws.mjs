@@ -4,6 +4,7 @@ import assert from "node:assert/strict";
 import { once } from "node:events";
 import { readFileSync } from "node:fs";
 import WebSocket from "ws";
+import { walk } from "./foreign_walk.mjs";
 
 const url = `ws://127.0.0.1:${process.argv[2]}/v1/ws`;
 const examples = new Map();
@@ -76,4 +77,5 @@ await closes(4605, (socket) => socket.send(examples.get("hello_token")));
 await closes(4600, (socket) => { socket.send(examples.get("hello")); socket.send(examples.get("ok")); });
 const codes = [await refused([]), await refused(["roomlog.v2"]), await refused(["roomlog.v1"], { origin: "https://elsewhere.example" })];
 assert.equal(codes[2], 403);
-console.log(`ws of node ${process.version}: negotiation, fragments, ping, closes 1003, 1009, 4605, 4600, refusals ${codes}`);
+const records = await walk(WebSocket, url, "ws");
+console.log(`ws of node ${process.version}: ${records} records joined, published, replayed, resumed; negotiation, fragments, ping, closes 1003, 1009, 4605, 4600, refusals ${codes}`);

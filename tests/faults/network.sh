@@ -17,6 +17,8 @@ need ss "apt-get install iproute2"
 need nsenter "apt-get install util-linux"
 if [[ -z ${NETWORK_INSIDE:-} ]]; then
     unshare --net true 2>/dev/null || { echo "SKIPPED: this needs network namespaces" >&2; exit 77; }
+    # There is no way to the registry from where it goes on.
+    if [[ -z ${ROOMLOG_BIN:-} ]]; then cargo build --release --locked --quiet; fi
     NETWORK_INSIDE=1 exec unshare --net bash "$0"
 fi
 quic_off=0

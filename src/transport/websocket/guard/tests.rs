@@ -3,6 +3,9 @@ use rand::{Rng as _, SeedableRng as _};
 
 use super::*;
 
+#[cfg(feature = "client")]
+mod echo;
+
 const BYTES_MAX: usize = 1000;
 
 fn masked(first: u8, payload: &[u8]) -> Vec<u8> {
