@@ -8,6 +8,7 @@ use crate::storage::disk::{Fault, FaultyDisk};
 use crate::storage::embedded::open_on;
 use crate::types::{NewRecord, Offset, Position, Start};
 
+mod linearizable;
 mod reading;
 mod stress;
 
