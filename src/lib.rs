@@ -76,6 +76,8 @@ pub mod protocol;
 pub mod server;
 #[cfg(feature = "server")]
 mod session;
+#[cfg(all(test, feature = "server", feature = "client"))]
+mod simulation;
 pub mod storage;
 #[cfg(feature = "server")]
 mod transport;

@@ -165,17 +165,34 @@ impl Broker {
         read_threads: usize,
         metrics: Arc<Metrics>,
     ) -> std::io::Result<Self> {
+        Ok(Self::with_pool(engine, limits, pool::Pool::start(read_threads)?, metrics))
+    }
+
+    /// A broker that has no thread of its own: `told` is called when there is something to read, which
+    /// [`Broker::read_turn`] does.
+    #[cfg(test)]
+    pub(crate) fn stepped(engine: Arc<dyn Engine>, limits: Limits, told: Arc<dyn Fn() + Send + Sync>) -> Self {
+        Self::with_pool(engine, limits, pool::Pool::stepped(told), Arc::new(Metrics::disabled()))
+    }
+
+    /// Reads one block on this thread; whether there was one to read.
+    #[cfg(test)]
+    pub(crate) fn read_turn(&self) -> bool {
+        self.inner.pool.turn()
+    }
+
+    fn with_pool(engine: Arc<dyn Engine>, limits: Limits, pool: pool::Pool, metrics: Arc<Metrics>) -> Self {
         let inner = Inner {
             engine,
             limits: Arc::new(limits),
-            pool: pool::Pool::start(read_threads)?,
+            pool,
             metrics,
             sessions: AtomicU64::new(0),
             reader_sets: parking_lot::Mutex::default(),
             own_queues: Arc::default(),
             cuts: cut::Cuts::default(),
         };
-        Ok(Self { inner: Arc::new(inner) })
+        Self { inner: Arc::new(inner) }
     }
 
     /// The incarnation of the data directory.

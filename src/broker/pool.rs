@@ -106,6 +106,9 @@ struct Shared {
 pub(crate) struct Pool {
     shared: Arc<Shared>,
     threads: Vec<JoinHandle<()>>,
+    /// Who is told of work where there are no threads.
+    #[cfg(test)]
+    told: Option<Arc<dyn Fn() + Send + Sync>>,
 }
 
 impl Pool {
@@ -118,7 +121,29 @@ impl Pool {
                 std::thread::Builder::new().name(format!("roomlog-read-{number}")).spawn(move || run(&shared))
             })
             .collect::<Result<_, _>>()?;
-        Ok(Self { shared, threads })
+        Ok(Self {
+            shared,
+            threads,
+            #[cfg(test)]
+            told: None,
+        })
+    }
+
+    /// A pool without threads: `told` is called when there is work, which is done by [`Pool::turn`].
+    #[cfg(test)]
+    pub(crate) fn stepped(told: Arc<dyn Fn() + Send + Sync>) -> Self {
+        Self { shared: Arc::default(), threads: Vec::new(), told: Some(told) }
+    }
+
+    /// One turn on this thread; whether there was one to be had.
+    #[cfg(test)]
+    pub(crate) fn turn(&self) -> bool {
+        let popped = self.shared.queue.lock().pop();
+        let Some((class, session, mut job)) = popped else { return false };
+        if job() == Turn::Again {
+            self.shared.queue.lock().push(class, session, job);
+        }
+        true
     }
 
     /// How many jobs wait.
@@ -133,6 +158,10 @@ impl Pool {
     pub(crate) fn submit(&self, class: Class, session: SessionKey, job: Job) {
         self.shared.queue.lock().push(class, session, job);
         self.shared.work.notify_one();
+        #[cfg(test)]
+        if let Some(told) = &self.told {
+            told();
+        }
     }
 }
 

@@ -110,8 +110,18 @@ impl Client {
         let address = Address::parse(url)?;
         let randomness = |error: std::io::Error| Error::Unreachable { address: url.to_owned(), why: error.to_string() };
         let connector = Connector::new(address, &options)?;
+        Self::over(connector, options).map_err(randomness)
+    }
+
+    /// As [`Client::open`], to a server that is reached through no socket.
+    #[cfg(test)]
+    pub(crate) fn dial(dial: Arc<dyn link::Dial>, options: Options) -> Self {
+        Self::over(Connector::Dial(dial), options).expect("there is randomness")
+    }
+
+    fn over(connector: Connector, options: Options) -> std::io::Result<Self> {
         let shared = Arc::new(Shared {
-            core: Mutex::new(Core::new(&options).map_err(randomness)?),
+            core: Mutex::new(Core::new(&options)?),
             wake: Notify::new(),
             progress: Notify::new(),
             state: watch::Sender::new(State::Connecting { attempt: 0 }),

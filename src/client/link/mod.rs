@@ -75,10 +75,31 @@ pub(crate) struct Link {
     pub(crate) reader: Reader,
 }
 
+/// Opens streams of bytes to a server that is reached through no socket.
+#[cfg(test)]
+pub(crate) trait Dial: Send + Sync + 'static {
+    /// Opens a connection, as soon as there is one to be had.
+    fn dial(&self) -> Dialling;
+}
+
+/// A connection that is being opened: its two directions.
+#[cfg(test)]
+pub(crate) type Dialling =
+    std::pin::Pin<Box<dyn Future<Output = Result<(websocket::ReadHalf, websocket::WriteHalf), Error>> + Send>>;
+
+/// A link over streams that are there already.
+#[cfg(test)]
+pub(crate) fn over(read: websocket::ReadHalf, write: websocket::WriteHalf) -> (Reader, Writer) {
+    let (reader, writer) = websocket::halves(bytes::Bytes::new(), read, write);
+    (Reader::WebSocket(reader), Writer::WebSocket(writer))
+}
+
 /// Trust, prepared once for all attempts of a client.
 pub(crate) enum Connector {
     WebSocket(websocket::Connector),
     Quic(quic::Connector),
+    #[cfg(test)]
+    Dial(std::sync::Arc<dyn Dial>),
 }
 
 impl Connector {
@@ -100,6 +121,12 @@ impl Connector {
             Self::Quic(connector) => {
                 let (reader, writer) = connector.connect().await?;
                 Ok(Link { writer: Writer::Quic(writer), reader: Reader::Quic(reader) })
+            }
+            #[cfg(test)]
+            Self::Dial(dial) => {
+                let (read, write) = dial.dial().await?;
+                let (reader, writer) = over(read, write);
+                Ok(Link { writer, reader })
             }
         }
     }

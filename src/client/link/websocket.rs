@@ -32,8 +32,8 @@ const MESSAGE_BYTES_MAX: usize = 2 * FRAME_BYTES_MAX;
 const FRAGMENTS_MAX: usize = 1024;
 const CONTROL_BYTES_MAX: usize = 125;
 
-type ReadHalf = Box<dyn AsyncRead + Send + Unpin>;
-type WriteHalf = Box<dyn AsyncWrite + Send + Unpin>;
+pub(super) type ReadHalf = Box<dyn AsyncRead + Send + Unpin>;
+pub(super) type WriteHalf = Box<dyn AsyncWrite + Send + Unpin>;
 
 /// The address and whom to trust there.
 pub(crate) struct Connector {
@@ -146,7 +146,7 @@ fn accept(key: &str) -> String {
     base64::engine::general_purpose::STANDARD.encode(context.finish())
 }
 
-fn halves(left_over: Bytes, read: ReadHalf, write: WriteHalf) -> (Reader, Writer) {
+pub(super) fn halves(left_over: Bytes, read: ReadHalf, write: WriteHalf) -> (Reader, Writer) {
     let read: ReadHalf =
         if left_over.is_empty() { read } else { Box::new(std::io::Cursor::new(left_over).chain(read)) };
     let (mut read, _) = after_handshake_split(read, tokio::io::sink(), Role::Client);

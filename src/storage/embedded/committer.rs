@@ -171,7 +171,7 @@ impl Committer {
 
     /// Whether commits have to wait until the keeper has made room in the journal. What cannot be stored anyway
     /// is refused at once.
-    fn must_wait(&self) -> bool {
+    pub(super) fn must_wait(&self) -> bool {
         self.shared.behind.load(Ordering::Relaxed)
             && !self.shared.queue.is_closed()
             && *self.shared.health.lock() == Health::Ok

@@ -11,6 +11,8 @@ mod keeper;
 mod queue;
 mod reading;
 mod recovery;
+#[cfg(test)]
+mod stepped;
 
 use std::any::Any;
 use std::fmt;
@@ -35,6 +37,9 @@ use super::volume::Volumes;
 use super::{OpenError, Options};
 use crate::metrics::{Budget, Metrics};
 use crate::types::{Code, Epoch, Offset, Refused, RoomName, Time};
+
+#[cfg(all(test, feature = "server", feature = "client"))]
+pub(crate) use self::stepped::SteppedLog;
 
 /// What the threads of a log share.
 pub(crate) struct Shared {
