@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use crate::types::system::fill_random;
+
 /// Exponential backoff with full jitter: a random part of a bound that doubles, so that many clients which lost
 /// the same broker do not come back together.
 #[derive(Clone, Debug)]
@@ -40,7 +42,8 @@ impl Backoff {
 
 /// A random number for jitter; 0 if the system has none, which only costs the jitter.
 pub(crate) fn random() -> u64 {
-    getrandom::u64().unwrap_or(0)
+    let mut bytes = [0; 8];
+    fill_random(&mut bytes).map_or(0, |()| u64::from_le_bytes(bytes))
 }
 
 #[cfg(test)]

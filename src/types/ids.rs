@@ -3,9 +3,10 @@
 use std::borrow::Borrow;
 use std::fmt;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bincode::{Decode, Encode};
+
+use super::system;
 
 /// The greatest offset or epoch, `2^53 - 1`: a JavaScript number holds it exactly.
 const NUMBER_MAX: u64 = (1 << 53) - 1;
@@ -135,7 +136,7 @@ impl Epoch {
     /// When the operating system has no randomness to give.
     pub fn random() -> std::io::Result<Self> {
         let mut bytes = [0; 8];
-        fill_random(&mut bytes)?;
+        system::fill_random(&mut bytes)?;
         Ok(Self((u64::from_le_bytes(bytes) & NUMBER_MAX).max(1)))
     }
 }
@@ -178,8 +179,7 @@ impl Time {
     /// What the system's clock says now.
     #[must_use]
     pub fn now() -> Self {
-        let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO);
-        Self(u64::try_from(since.as_micros()).unwrap_or(u64::MAX))
+        Self(u64::try_from(system::wall().as_micros()).unwrap_or(u64::MAX))
     }
 }
 
@@ -194,7 +194,7 @@ impl PublisherId {
     /// When the operating system has no randomness to give.
     pub fn random() -> std::io::Result<Self> {
         let mut bytes = [0; 16];
-        fill_random(&mut bytes)?;
+        system::fill_random(&mut bytes)?;
         Ok(Self(bytes))
     }
 }
@@ -214,8 +214,3 @@ impl fmt::Debug for PublisherId {
 /// One connection after its hello: unique within a run of the broker.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Encode, Decode)]
 pub struct SessionId(pub u64);
-
-fn fill_random(bytes: &mut [u8]) -> std::io::Result<()> {
-    // Its error is an `Error` only with a feature that an embedder's build may not turn on.
-    getrandom::fill(bytes).map_err(|error| std::io::Error::other(error.to_string()))
-}

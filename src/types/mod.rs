@@ -6,6 +6,7 @@ mod code;
 mod ids;
 mod limits;
 mod record;
+pub(crate) mod system;
 
 pub use code::{Advice, Code, Refused};
 pub use ids::{Epoch, Offset, Position, PublisherId, RoomName, RoomNameError, SessionId, Start, Time};

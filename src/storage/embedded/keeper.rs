@@ -32,6 +32,7 @@ use crate::storage::options::Retention;
 use crate::storage::publishers::Publishers;
 use crate::storage::room::{Indexed, RoomId};
 use crate::storage::volume::{Input, VolumeError, VolumeId, VolumeInfo, build, delete};
+use crate::types::system::steady;
 use crate::types::{Offset, RoomName, Time};
 
 /// How often the keeper looks around when nobody asks.
@@ -95,7 +96,7 @@ pub(super) struct Keeper {
 impl Keeper {
     pub(super) fn new(shared: Arc<Shared>, manifest: Manifest, files: JournalFiles) -> Self {
         let rules = shared.options.retention.iter().map(|rule| (WildMatch::new(&rule.rooms), rule.clone())).collect();
-        let (slow, begins, oldest, retry) = (Instant::now(), None, None, None);
+        let (slow, begins, oldest, retry) = (steady(), None, None, None);
         Self {
             shared,
             files,
@@ -146,19 +147,19 @@ impl Keeper {
             return;
         }
         self.reserve();
-        if self.retry.is_some_and(|at| Instant::now() < at) {
+        if self.retry.is_some_and(|at| steady() < at) {
             return;
         }
         self.retry = None;
         if !self.stretch_is_due() {
             self.lacking = None;
         } else if self.may_build() {
-            let begun = Instant::now();
+            let begun = steady();
             let done = self.build();
             self.finish(Work::Build, begun, done);
         }
-        if self.slow.elapsed() >= SLOW_PERIOD {
-            self.slow = Instant::now();
+        if steady().duration_since(self.slow) >= SLOW_PERIOD {
+            self.slow = steady();
             self.retain();
             self.tidy_volumes();
             self.tend_ballast();
@@ -170,7 +171,7 @@ impl Keeper {
     /// Rewrites volumes if floors have risen or volumes have come since that was last found to be needless: it means
     /// to read the directories of all volumes.
     fn tidy_volumes(&mut self) {
-        let (begun, risen) = (Instant::now(), self.shared.queue.risen_ever());
+        let (begun, risen) = (steady(), self.shared.queue.risen_ever());
         if self.judged == Some(risen) || begun < self.judge_after {
             if let Err(error) = self.shared.volumes.sweep() {
                 tracing::warn!("a volume that is no longer needed could not be deleted: {error}");
@@ -180,10 +181,10 @@ impl Keeper {
         match self.rewrite() {
             Ok(Tidied::Nothing) => {
                 self.judged = Some(risen);
-                self.judge_after = Instant::now() + begun.elapsed() * JUDGE_PAUSE;
+                self.judge_after = behind(begun, Duration::ZERO);
             }
             Ok(Tidied::Lacking) => {
-                self.judge_after = Instant::now() + RETRY_AFTER.max(begun.elapsed() * JUDGE_PAUSE);
+                self.judge_after = behind(begun, RETRY_AFTER);
             }
             Ok(Tidied::Some) => self.finish(Work::Rewrite, begun, Ok(())),
             Err(error) => self.finish(Work::Rewrite, begun, Err(error)),
@@ -195,14 +196,14 @@ impl Keeper {
         match done {
             Ok(()) => {
                 metrics.builds[work].increment(1);
-                metrics.build_duration[work].record(begun.elapsed());
+                metrics.build_duration[work].record(steady().duration_since(begun));
                 self.observe();
             }
             Err(error) => {
                 tracing::warn!("a volume could not be finished, it is tried again: {error}");
                 metrics.builds_failed[work].increment(1);
                 self.give_up_unfinished();
-                self.retry = Some(Instant::now() + RETRY_AFTER);
+                self.retry = Some(steady() + RETRY_AFTER);
             }
         }
     }
@@ -488,6 +489,12 @@ fn entry(info: &VolumeInfo) -> VolumeEntry {
         records: info.records,
         bytes: info.stored_bytes,
     }
+}
+
+/// When to do again what has been done since then: not before it has been left alone for much longer than it took.
+fn behind(begun: Instant, least: Duration) -> Instant {
+    let now = steady();
+    now + least.max(now.duration_since(begun) * JUDGE_PAUSE)
 }
 
 /// A stretch of the journal: everything up to a commit.

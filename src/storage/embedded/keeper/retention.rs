@@ -9,6 +9,7 @@ use crate::storage::embedded::queue::Rise;
 use crate::storage::engine::{EngineError, Read, ReadAt};
 use crate::storage::options::Retention;
 use crate::storage::room::Facts;
+use crate::types::system::steady;
 use crate::types::{Offset, RoomName, Time};
 
 /// Rooms whose floors rise in one pass; the others follow in the next.
@@ -141,13 +142,13 @@ impl Excess {
 
 impl Clock {
     pub(super) fn new() -> Self {
-        Self { wall: Time::now(), steady: Instant::now(), alarm: false }
+        Self { wall: Time::now(), steady: steady(), alarm: false }
     }
 
     /// Whether the clock goes on as time does. A step is remembered until the process ends: whoever set the clock
     /// has to say that it is right now, by a restart.
     fn is_steady(&mut self, now: Time) -> bool {
-        let passed = u64::try_from(self.steady.elapsed().as_micros()).unwrap_or(u64::MAX);
+        let passed = u64::try_from(steady().duration_since(self.steady).as_micros()).unwrap_or(u64::MAX);
         let expected = self.wall.0.saturating_add(passed);
         if now.0.abs_diff(expected) > CLOCK_STEP_MAX.as_micros() as u64 && !self.alarm {
             tracing::error!(

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 
-use super::{JUDGE_PAUSE, KeepError, Keeper, RETRY_AFTER};
+use super::{KeepError, Keeper, RETRY_AFTER, behind};
 use crate::metrics::StorageState;
 use crate::storage::ballast::HOUSE_BYTES_MAX;
 use crate::storage::checkpoint;
@@ -16,6 +16,7 @@ use crate::storage::engine::Health;
 use crate::storage::marks::Durability;
 use crate::storage::options::Options;
 use crate::storage::volume::{Live, VolumeError, VolumeId, delete};
+use crate::types::system::steady;
 
 /// What a block takes on the disk beyond its bytes, in bytes: its part of sled's log and of the directory.
 const BLOCK_OVERHEAD_BYTES: u64 = 512;
@@ -83,7 +84,7 @@ impl Keeper {
     /// Whether there is space for a volume of the stretch: above the reserve, or else where dropping the stretch
     /// gives back more. What retention has taken is not written, so that may be much.
     pub(in crate::storage::embedded) fn may_build(&mut self) -> bool {
-        let (begun, shared) = (Instant::now(), Arc::clone(&self.shared));
+        let (begun, shared) = (steady(), Arc::clone(&self.shared));
         let free = shared.disk.free_bytes().unwrap_or(0);
         if self.lacking.as_ref().is_some_and(|lacking| free < lacking.needed_bytes && begun < lacking.look_after) {
             return false;
@@ -104,7 +105,7 @@ impl Keeper {
         if self.lacking.is_none() {
             tracing::warn!("a volume waits until {needed} bytes are free on the disk beyond the reserve");
         }
-        let look_after = Instant::now() + RETRY_AFTER.max(begun.elapsed() * JUDGE_PAUSE);
+        let look_after = behind(begun, RETRY_AFTER);
         self.lacking = Some(Lacking { needed_bytes: needed.saturating_add(reserve), look_after });
         false
     }
