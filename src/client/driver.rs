@@ -87,6 +87,7 @@ pub(crate) async fn run(shared: Arc<Shared>, connector: Connector, options: Opti
         let until = Instant::now() + backoff.next(least_wait(&error), backoff::random());
         shared.state.send_replace(State::Waiting { attempt, until, why: error });
         tokio::select! {
+            biased;
             () = sleep_until(until) => {}
             () = shared.stop.cancelled() => break None,
         }
@@ -125,6 +126,7 @@ async fn connect_and_serve(
     let deadline = began + options.connect_timeout;
     let late = || Error::Timeout { what: "connecting", after: options.connect_timeout };
     let link = tokio::select! {
+        biased;
         link = timeout_at(deadline, connector.connect()) => link,
         () = shared.stop.cancelled() => return None,
     };

@@ -106,6 +106,7 @@ impl Client {
             Some([publish, bytes])
         };
         tokio::select! {
+            biased;
             permits = permits => {
                 let permits = permits.ok_or(Error::Closed { why: None })?;
                 self.push(room, encoded, permits)

@@ -155,7 +155,9 @@ impl Joins {
     }
 
     pub(crate) fn close(&mut self, error: &Error) {
-        for sub in self.subs.values_mut() {
+        let mut subs: Vec<_> = self.subs.iter_mut().collect();
+        subs.sort_unstable_by_key(|(join, _)| **join);
+        for (_, sub) in subs {
             sub.end(error.clone());
         }
     }

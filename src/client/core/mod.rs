@@ -153,7 +153,9 @@ impl Core {
         let error = Error::Closed { why: why.map(Box::new) };
         self.outgoing.close(&error);
         self.joins.close(&error);
-        for (_, query) in self.queries.drain() {
+        let mut queries: Vec<_> = self.queries.drain().collect();
+        queries.sort_unstable_by_key(|(id, _)| *id);
+        for (_, query) in queries {
             let _ = query.answer.send(Err(error.clone()));
         }
         self.closed = Some(error);

@@ -279,6 +279,8 @@ impl Outgoing {
                 rooms.push(room.clone());
             }
         }
+        // Not in the order of a hash, which is another one in each run.
+        rooms.sort_unstable();
         for room in rooms {
             let queue = self.rooms.get_mut(&room).expect("just seen");
             if queue.hold.is_none() {
@@ -289,7 +291,9 @@ impl Outgoing {
 
     /// Ends everything with an error.
     pub(crate) fn close(&mut self, error: &Error) {
-        for queue in self.rooms.values_mut() {
+        let mut rooms: Vec<_> = self.rooms.iter_mut().collect();
+        rooms.sort_unstable_by_key(|(room, _)| *room);
+        for (_, queue) in rooms {
             for queued in &mut queue.units {
                 finish(queued, Err(error.clone()));
             }
