@@ -79,8 +79,9 @@ async fn serve(mut stream: TcpStream) {
 /// The answer to a request for an upgrade.
 fn upgrade(head: &str) -> String {
     let values = head.lines().filter_map(|line| line.split_once(':'));
-    let key = values.filter(|(name, _)| name.eq_ignore_ascii_case("sec-websocket-key")).map(|(_, value)| value.trim());
-    let key = format!("{}258EAFA5-E914-47DA-95CA-C5AB0DC85B11", key.last().unwrap_or_default());
+    let mut key =
+        values.filter(|(name, _)| name.eq_ignore_ascii_case("sec-websocket-key")).map(|(_, value)| value.trim());
+    let key = format!("{}258EAFA5-E914-47DA-95CA-C5AB0DC85B11", key.next_back().unwrap_or_default());
     let digest = ring::digest::digest(&ring::digest::SHA1_FOR_LEGACY_USE_ONLY, key.as_bytes());
     format!(
         "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Accept: {}\r\n\r\n",
