@@ -256,7 +256,7 @@ async fn a_peer_that_breaks_rfc_6455_is_told_so_and_closed() {
         ("a close code that must not be sent", ws_frame(0x88, &[0x03, 0xed]), 1002),
         ("half a close code", ws_frame(0x88, &[3]), 1002),
         ("a close reason that is not UTF-8", ws_frame(0x88, b"\x03\xe8\xff\xfe"), 1007),
-        ("a close of 126 bytes", ws_frame(0x88, &[3, 0xe8].repeat(63)), 1002),
+        ("a close of 126 bytes", ws_frame(0x88, &[3_u8; 126]), 1002),
         ("the front of a text message", ws_frame(0x01, b"hel"), 1003),
         ("the second reserved bit", ws_frame(0xa2, b"x"), 1002),
         ("the third reserved bit in a ping", ws_frame(0x99, b"x"), 1002),

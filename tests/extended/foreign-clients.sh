@@ -46,10 +46,12 @@ else
 fi
 # A Rust program in a workspace of its own, so that nobody else has to build s2n-quic.
 s2n=${CARGO_TARGET_DIR:-target}/s2n-quic
-if cargo build --release --locked --quiet --manifest-path tests/extended/s2n_quic/Cargo.toml --target-dir "$s2n"; then
+s2n_manifest=tests/extended/s2n_quic/Cargo.toml
+if cargo fetch --locked --quiet --manifest-path "$s2n_manifest"; then
+    cargo build --release --locked --quiet --manifest-path "$s2n_manifest" --target-dir "$s2n"
     timeout 120 "$s2n/release/foreign-s2n-quic" "$quic" "$data/dev-cert.pem"
 else
-    skip "s2n-quic"
+    skip "the Rust package s2n-quic"
 fi
 end_server || fail "the server ended with $?"
 "$ROOMLOG_BIN" check "$data"
