@@ -108,6 +108,9 @@ pub(super) async fn nemesis(world: Arc<World>, server: Arc<Server>, clients: usi
 }
 
 fn heal_disk(world: &World, server: &Server) {
-    server.disk().set_capacity(u64::MAX);
+    let disk = server.disk();
+    // It may not have come to be filled yet.
+    disk.fill_at(u64::MAX, 0);
+    disk.set_capacity(u64::MAX);
     world.full.store(false, Ordering::SeqCst);
 }
