@@ -11,7 +11,7 @@ log=$(mktemp)
 trap 'rm -f "$log"' EXIT
 seeds=0
 while ((SECONDS < minutes * 60)); do
-    ROOMLOG_TEST_SEED=$first ROOMLOG_TEST_SEEDS=$portion \
+    ROOMLOG_TEST_SEED=$first ROOMLOG_TEST_SEEDS=$portion RUST_BACKTRACE=0 \
         cargo test --quiet --locked --all-features --lib -- --nocapture "${tests[@]}" >"$log" 2>&1 || {
         cat "$log"
         exit 1
