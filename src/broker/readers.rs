@@ -442,8 +442,6 @@ impl Shared {
         self.fetches.load(Ordering::SeqCst) < FETCHES_MAX && !self.waiting.lock().is_empty()
     }
 
-    /// One block that was read ahead is no more: let a waiting reader ask for its own. The pull that this wakes sees
-    /// to the others.
     /// Takes a place among the blocks that are read ahead, if there is one.
     fn fetch_admitted(&self) -> bool {
         let admitted = self.fetches.fetch_add(1, Ordering::SeqCst) < FETCHES_MAX;
@@ -453,6 +451,8 @@ impl Shared {
         admitted
     }
 
+    /// One block that was read ahead is no more: let a waiting reader ask for its own. The pull that this wakes sees
+    /// to the others.
     fn fetch_used(&self) {
         self.fetches.fetch_sub(1, Ordering::SeqCst);
         if let Some(reader) = self.next_waiting() {

@@ -87,8 +87,9 @@ pub trait BlockReader: Send + Sync + Debug {
     /// How many bytes of what was read stay in memory at most, until the volume is closed.
     fn held_bytes_max(&self) -> u64;
 
-    /// How many neighbouring keys come into memory with each that is read, and may stay there; 0 if nothing does. Keys are counted in their order: with 9, the first nine come together. It depends on
-    /// how long values are; for a volume as a whole, give their mean.
+    /// How many neighbouring keys come into memory with each that is read, and may stay there; 0 if nothing does. Keys
+    /// are counted in their order: with 9, the first nine come together. It depends on how long values are; for a volume
+    /// as a whole, give their mean.
     fn keys_held_together(&self, value_bytes: usize) -> u64;
 }
 
