@@ -6,6 +6,8 @@ use std::os::fd::AsRawFd;
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
+use crate::storage::descriptors_max;
+
 /// Descriptors that connections leave to the store: 512 for open volumes, and as many for the journal's files, a volume in
 /// work and the rest of the process. Half of all if there are fewer than twice as many; the store is content with less
 /// then.
@@ -21,13 +23,9 @@ pub fn raise_descriptor_limit() {
     let _ = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit });
 }
 
-fn limit() -> u64 {
-    getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX)
-}
-
 /// How many connections with a descriptor of their own there may be.
 pub(super) fn connections_max() -> usize {
-    usize::try_from(connections_of(limit())).unwrap_or(usize::MAX)
+    usize::try_from(connections_of(descriptors_max())).unwrap_or(usize::MAX)
 }
 
 fn connections_of(limit: u64) -> u64 {
@@ -36,7 +34,7 @@ fn connections_of(limit: u64) -> u64 {
 
 /// Whether a socket has one of the last descriptors. The system gives the lowest number that is free: few are left.
 pub(super) fn is_among_the_last(socket: &impl AsRawFd) -> bool {
-    let limit = limit();
+    let limit = descriptors_max();
     u64::try_from(socket.as_raw_fd()).is_ok_and(|number| number >= limit - LAST.min(limit / 8))
 }
 

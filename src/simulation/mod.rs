@@ -370,7 +370,7 @@ fn one_seed_has_one_trace() {
 #[test]
 fn what_is_broken_on_purpose_is_found() {
     for sabotage in [Sabotage::LyingDisk, Sabotage::NoMemory] {
-        let found = (0..300).find_map(|seed| {
+        let found = (0..100).find_map(|seed| {
             let trace = Arc::<Trace>::default();
             let run = catch_unwind(AssertUnwindSafe(|| run(seed, &trace, Some(sabotage))));
             run.err().map(|panic| (seed, said(&*panic).to_owned()))

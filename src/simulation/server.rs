@@ -747,6 +747,10 @@ impl Engine for Forgetful {
         self.0.read(room, at)
     }
 
+    fn outline(&self, room: &Room, before: crate::types::Offset) -> Option<crate::storage::Outline> {
+        self.0.outline(room, before)
+    }
+
     fn list(&self, prefix: &str, after: &str, limit: usize) -> Vec<(RoomName, Facts)> {
         self.0.list(prefix, after, limit)
     }

@@ -38,10 +38,9 @@ pub trait Engine: Send + Sync + Debug + 'static {
     fn read(&self, room: &Room, at: ReadAt) -> Result<Read, EngineError>;
 
     /// What the block is like that [`ReadAt::Before`] finds, where that is known without reading it and all of the
-    /// block is retained. Whoever looks for a place far back is spared the blocks in front of it.
-    fn outline(&self, _room: &Room, _before: Offset) -> Option<Outline> {
-        None
-    }
+    /// block is retained; `None` if it has to be read. Whoever looks for a place far back is spared the blocks in front of
+    /// it. May block.
+    fn outline(&self, room: &Room, before: Offset) -> Option<Outline>;
 
     /// Rooms that have or had records, in the order of their names' bytes: those behind `after` that begin with
     /// `prefix`, `limit` at most.

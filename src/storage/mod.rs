@@ -29,6 +29,8 @@ pub use crate::metrics::Source;
 pub use crate::types::Refused;
 pub use ballast::BALLAST_NAME;
 pub use block::Block;
+#[cfg(feature = "server")]
+pub(crate) use disk::descriptors_max;
 pub use engine::{
     Answer, Append, Appended, Engine, EngineError, Health, Outcome, Outline, Read, ReadAt, Reply, Submission,
     record_hash,

@@ -7,7 +7,7 @@ use super::*;
 use crate::broker::history::Walk;
 use crate::broker::readers::{Output, Readers, Wake};
 use crate::protocol::JoinId;
-use crate::storage::{Engine, EngineError, Read, ReadAt, Retention, Targets};
+use crate::storage::{Engine, EngineError, Outline, Read, ReadAt, Retention, Targets};
 use crate::types::Time;
 
 /// A broker that has nothing in tails: every read goes to the store.
@@ -217,6 +217,10 @@ impl Engine for Late {
         read
     }
 
+    fn outline(&self, room: &Room, before: Offset) -> Option<Outline> {
+        self.engine.outline(room, before)
+    }
+
     fn list(&self, prefix: &str, after: &str, limit: usize) -> Vec<(RoomName, crate::storage::Facts)> {
         self.engine.list(prefix, after, limit)
     }
@@ -358,6 +362,37 @@ async fn readers_that_join_at_one_place_within_a_batch_share_what_is_encoded_for
     let (first, second, other) = (bodies(1, 10), bodies(2, 10), bodies(3, 9));
     assert_eq!(first.as_ptr(), second.as_ptr(), "the same bytes");
     assert_ne!(first, other, "another place is another part");
+}
+
+#[tokio::test]
+async fn the_newest_records_are_found_in_volumes_whose_blocks_are_passed_over() {
+    const RECORDS: u64 = 40;
+    let mut options = Options::in_memory();
+    options.storage.tails_bytes_max = 0;
+    options.storage.stretch_age_max = Duration::ZERO;
+    let broker = Broker::open(options).await.expect("memory is enough");
+    let lobby = room("lobby");
+    // Three or so make a block.
+    for number in 0..RECORDS {
+        broker.publish(&lobby, &[number as u8; 9000]).await.expect("stored");
+    }
+    let (engine, in_memory) = (&broker.inner.engine, broker.room(&lobby).expect("a room"));
+    let deadline = Instant::now() + PATIENCE;
+    while engine.outline(&in_memory, Offset::MAX).is_none_or(|outline| outline.last != Offset(RECORDS)) {
+        assert!(Instant::now() < deadline, "all of it becomes volumes");
+        tokio::task::yield_now().await;
+    }
+    for count in 1..RECORDS {
+        let mut newest = broker.join(&lobby, Start::Last(count)).await.expect("joined");
+        let seen = payloads(&mut newest, usize::try_from(count).expect("few")).await;
+        assert_eq!(
+            seen.iter().map(|payload| payload[0]).collect::<Vec<_>>(),
+            ((RECORDS - count) as u8..RECORDS as u8).collect::<Vec<_>>()
+        );
+    }
+    let mut lookup = crate::broker::lookup::Lookup::new(Start::Last(RECORDS - 1));
+    let place = lookup.step(&**engine, &in_memory).expect("readable").expect("one step: a single block is read");
+    assert_eq!(place.start, Offset(1));
 }
 
 /// A broker that keeps the newest five records of each room, has nothing in tails and builds volumes at once.

@@ -14,10 +14,10 @@ use super::{Embedded, Shared};
 use crate::metrics::Metrics;
 use crate::storage::block_store::BlockStore;
 use crate::storage::disk::Disk;
-use crate::storage::engine::{Engine, EngineError, Health, Read, ReadAt, Submission};
+use crate::storage::engine::{Engine, EngineError, Health, Outline, Read, ReadAt, Submission};
 use crate::storage::room::{Facts, Room};
 use crate::storage::{OpenError, Options};
-use crate::types::{Epoch, RoomName};
+use crate::types::{Epoch, Offset, RoomName};
 
 /// The embedded log, stepped by hand.
 pub(crate) struct SteppedLog {
@@ -89,6 +89,10 @@ impl Engine for SteppedLog {
 
     fn read(&self, room: &Room, at: ReadAt) -> Result<Read, EngineError> {
         self.shared.read(room, at)
+    }
+
+    fn outline(&self, room: &Room, before: Offset) -> Option<Outline> {
+        self.shared.outline(room, before)
     }
 
     fn list(&self, prefix: &str, after: &str, limit: usize) -> Vec<(RoomName, Facts)> {

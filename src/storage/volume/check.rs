@@ -65,7 +65,7 @@ pub(super) fn verify(
         number += 1;
         check.entry(&entry);
         held += u64::from(entry.stored_bytes);
-        if held > HELD_BYTES_MAX && blocks.as_ref().is_some_and(|blocks| blocks.keys_held_together(0) > 0) {
+        if held > HELD_BYTES_MAX && blocks.as_ref().is_some_and(|blocks| blocks.held_bytes_max() > 0) {
             // Closed first: a database is open only once.
             drop(blocks.take());
             held = 0;
