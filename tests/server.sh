@@ -133,6 +133,11 @@ ledger() {
     PYTHONDONTWRITEBYTECODE=1 timeout 300 python3 tests/extended/ledger.py "$ws" "$@"
 }
 
+# "${history[@]}" PORT ACTION…: see tests/faults/history.py. A process of its own, and no shell around it that would die in
+# its place.
+# shellcheck disable=SC2034 # Of those who source this.
+history=(env PYTHONDONTWRITEBYTECODE=1 PYTHONPATH=tests/extended python3 tests/faults/history.py)
+
 # resident PROCESS: its resident memory in KiB.
 resident() {
     awk '/^VmRSS:/ { print $2 }' "/proc/$1/status"

@@ -29,7 +29,8 @@ fi
 echo_test=$(cargo test --locked --lib --no-run 2>&1 | sed -nE 's/^ *Executable .*\((.*)\)$/\1/p')
 [[ -x $echo_test ]] || fail "the test is not built"
 port=$(free_port)
-ROOMLOG_TEST_ECHO=127.0.0.1:$port "$echo_test" --ignored --exact transport::websocket::guard::tests::echo::echo >"$work/echo.log" 2>&1 &
+echo_name=transport::websocket::guard::tests::echo::text_and_binary_messages_come_back_as_what_they_were_and_text_must_be_utf_8
+ROOMLOG_TEST_ECHO=127.0.0.1:$port "$echo_test" --exact "$echo_name" >"$work/echo.log" 2>&1 &
 echo_process=$!
 at_end "kill -KILL $echo_process"
 listens() { (exec 3<>"/dev/tcp/127.0.0.1/$port"); }

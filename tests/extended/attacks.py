@@ -17,6 +17,8 @@ import time
 
 from client import EARLIEST, NEW, Broken, Closed, Refused, Session, Socket, before_page, frame, hello, histories
 from client import joins, leaves, pings, publishes, record, rooms, summaries
+import under_attack
+from under_attack import memory
 
 port, process, addresses = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3:]
 host = addresses[0] if addresses else "127.0.0.1"
@@ -31,18 +33,6 @@ def attack(name, most_mib):
         return run
 
     return add
-
-
-def memory(field):
-    for line in open(f"/proc/{process}/status"):
-        if line.startswith(field):
-            return int(line.split()[1]) / 1024
-    raise SystemExit("FAILED: the server has ended")
-
-
-def forget_the_most():
-    with open(f"/proc/{process}/clear_refs", "w") as file:
-        file.write("5")
 
 
 def descriptors():
@@ -286,11 +276,11 @@ def little_fragments():
 
 @attack("messages of 1 MiB that never end, on 200 connections", 260)
 def half_messages():
-    before, kept = memory("VmRSS"), [upgraded() for _ in range(200)]
+    before, kept = memory(process, "VmRSS"), [upgraded() for _ in range(200)]
     for one in kept:
         one.socket.sendall(head(0x82, MIB) + bytes(MIB - 1))
     is_well()
-    each = (memory("VmRSS") - before) / len(kept)
+    each = (memory(process, "VmRSS") - before) / len(kept)
     began = time.monotonic()
     codes = {close_of(one) for one in kept}
     assert codes == {4303}, codes
@@ -440,20 +430,8 @@ def main():
         one.until(lambda: len(one.answers) >= 1040)
     # Once over, so that what is allocated once is not put to the account of one of them.
     is_well()
-    base, failed = descriptors(), 0
-    print(f"{'attack':78} {'before':>7} {'most':>7} {'after':>7} MiB  outcome")
-    for name, most_mib, run in attacks:
-        forget_the_most()
-        before = memory("VmRSS")
-        try:
-            outcome = run()
-        except (AssertionError, OSError, Broken, Closed, Refused) as error:
-            outcome, failed = f"FAILED: {type(error).__name__} {error}", failed + 1
-        most = memory("VmHWM")
-        is_well()
-        if most - before > most_mib:
-            outcome, failed = f"FAILED: more than {most_mib} MiB; {outcome}", failed + 1
-        print(f"{name:78} {before:7.1f} {most:7.1f} {memory('VmRSS'):7.1f}      {outcome}", flush=True)
+    base = descriptors()
+    failed = under_attack.run(attacks, process, is_well, (AssertionError, OSError, Broken, Closed, Refused))
     deadline = time.monotonic() + 30
     while descriptors() > base:
         if time.monotonic() > deadline:

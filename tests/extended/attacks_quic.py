@@ -16,18 +16,12 @@ from aioquic.quic import events
 from aioquic.quic.configuration import QuicConfiguration
 from aioquic.quic.connection import QuicConnection
 
+import under_attack
 from client import frame, hello, pings, publishes, record
 
 port, process, above, host = int(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), sys.argv[4]
 server = (host, port)
 INITIAL_BYTES = 1200
-
-
-def memory(field):
-    for line in open(f"/proc/{process}/status"):
-        if line.startswith(field):
-            return int(line.split()[1]) / 1024
-    raise SystemExit("FAILED: the server has ended")
 
 
 def udp():
@@ -338,21 +332,7 @@ ATTACKS = [
 def main():
     for _ in range(3):
         is_well()
-    failed = 0
-    print(f"{'attack':52} {'before':>7} {'most':>7} {'after':>7} MiB  outcome")
-    for name, most_mib, run in ATTACKS:
-        with open(f"/proc/{process}/clear_refs", "w") as file:
-            file.write("5")
-        before = memory("VmRSS")
-        try:
-            outcome = run()
-        except (AssertionError, OSError) as error:
-            outcome, failed = f"FAILED: {type(error).__name__} {error}", failed + 1
-        most = memory("VmHWM")
-        is_well()
-        if most - before > most_mib:
-            outcome, failed = f"FAILED: more than {most_mib} MiB; {outcome}", failed + 1
-        print(f"{name:52} {before:7.1f} {most:7.1f} {memory('VmRSS'):7.1f}      {outcome}", flush=True)
+    failed = under_attack.run(ATTACKS, process, is_well, (AssertionError, OSError))
     if failed:
         raise SystemExit(f"FAILED: {failed} of {len(ATTACKS)} attacks")
 

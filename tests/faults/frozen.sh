@@ -12,8 +12,6 @@ begin
 seconds=${FROZEN_SECONDS:-20}
 export ROOMLOG__STORAGE__DISK_RESERVE_BYTES="16 MiB" ROOMLOG__STORAGE__STRETCH_BYTES="1 MiB"
 rooms=(one two)
-# A process of its own, and no shell around it that would die in its place.
-history=(env PYTHONDONTWRITEBYTECODE=1 PYTHONPATH=tests/extended python3 tests/faults/history.py)
 
 for idle in "$((seconds * 3)) s" "$((seconds / 3)) s"; do
     export ROOMLOG__LIMITS__IDLE_TIMEOUT=$idle ROOMLOG__LIMITS__PING_INTERVAL="2 s"

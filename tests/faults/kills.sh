@@ -19,8 +19,6 @@ books=$work/books
 mkdir "$books"
 rooms=(one two three)
 
-# A process of its own, and no shell around it that would die in its place.
-history=(env PYTHONDONTWRITEBYTECODE=1 PYTHONPATH=tests/extended python3 tests/faults/history.py)
 away=(--timeout 120s --insecure)
 writers=() readers=()
 

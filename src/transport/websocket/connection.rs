@@ -33,6 +33,10 @@ use crate::transport::timer::Timer;
 use crate::transport::{CLOSE_TIMEOUT, QUEUE_RETRY, READ_BYTES, ROUNDS};
 use crate::types::RoomName;
 
+/// So much is read of a peer that has been told goodbye, in bytes: more than buffers hold on the way. Who sends on all the
+/// same is reset.
+const DRAINED_BYTES_MAX: usize = 16 << 20;
+
 /// Writes of a thread that is not the task's: one, and a look at what it has made room for.
 const TURNS_IN_PLACE: usize = 2;
 
@@ -443,11 +447,13 @@ impl Task {
             let _ = socket2::SockRef::from(direct).shutdown(Shutdown::Write);
         }
         // A socket closed with unread bytes in it is reset, and the peer might not see what was written last.
+        let mut left = DRAINED_BYTES_MAX;
         let drained = std::future::poll_fn(|cx| {
             READ.with_borrow_mut(|buffer| {
                 for _ in 0..ROUNDS {
-                    if let Err(_) | Ok(0) = ready!(read(&connection, tls.as_deref_mut(), buffer, cx)) {
-                        return Poll::Ready(());
+                    match ready!(read(&connection, tls.as_deref_mut(), buffer, cx)) {
+                        Ok(count @ 1..) if count < left => left -= count,
+                        _ => return Poll::Ready(()),
                     }
                 }
                 cx.waker().wake_by_ref();

@@ -1,4 +1,5 @@
-//! An echo behind the guard, for other people's suites: `tests/campaign/autobahn.sh` starts it.
+//! An echo behind the guard, for other people's suites: `tests/campaign/autobahn.sh` starts it, on the address in
+//! ROOMLOG_TEST_ECHO. Without it the echo is tried once.
 //!
 //! Roomlog refuses text, and a suite speaks little else. So text goes through the guard as if it were binary, and
 //! whether it is UTF-8 is judged here, when the message is whole.
@@ -17,14 +18,44 @@ use super::super::{End, Event, Guard, Violation, frame_end};
 const BYTES_MAX: usize = 16 << 20;
 
 #[tokio::test]
-#[ignore = "runs until it is killed, at the address in ROOMLOG_TEST_ECHO"]
-async fn echo() {
-    let address = std::env::var("ROOMLOG_TEST_ECHO").expect("an address to listen on");
-    let listener = TcpListener::bind(address).await.expect("it is free");
-    loop {
-        let (stream, _) = listener.accept().await.expect("there are descriptors");
-        tokio::spawn(serve(stream));
+async fn text_and_binary_messages_come_back_as_what_they_were_and_text_must_be_utf_8() {
+    let address = std::env::var("ROOMLOG_TEST_ECHO");
+    let listener = TcpListener::bind(address.as_deref().unwrap_or("127.0.0.1:0")).await.expect("it is free");
+    let own = listener.local_addr().expect("it is bound");
+    let serving = async {
+        loop {
+            let (stream, _) = listener.accept().await.expect("there are descriptors");
+            tokio::spawn(serve(stream));
+        }
+    };
+    if address.is_ok() {
+        // Until it is killed.
+        return serving.await;
     }
+    tokio::select! {
+        () = serving => {}
+        () = talk(own) => {}
+    }
+}
+
+/// A fragmented text, a binary message, and a text that is none.
+async fn talk(address: std::net::SocketAddr) {
+    let mut stream = TcpStream::connect(address).await.expect("it listens");
+    let mut out = b"GET / HTTP/1.1\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n".to_vec();
+    for (first, payload) in [(0x01, &b"he"[..]), (0x80, b"llo"), (0x82, b"\xff"), (0x81, b"\xff")] {
+        out.extend(super::masked(first, payload));
+    }
+    stream.write_all(&out).await.expect("sent");
+    let mut back = Vec::new();
+    let whole = tokio::time::timeout(Duration::from_secs(60), stream.read_to_end(&mut back));
+    whole.await.expect("in time").expect("read to its end");
+    let head = back.windows(4).position(|bytes| bytes == b"\r\n\r\n").expect("an answer") + 4;
+    assert!(String::from_utf8_lossy(&back[..head]).contains("s3pPLMBiTxaQ9kYGzzhZRbK+xOo="), "the key of RFC 6455");
+    let mut expected = Vec::new();
+    frame(&mut expected, 0x81, b"hello");
+    frame(&mut expected, 0x82, b"\xff");
+    frame(&mut expected, 0x88, b"\x03\xefnot UTF-8");
+    assert_eq!(back[head..], expected);
 }
 
 async fn serve(mut stream: TcpStream) {
