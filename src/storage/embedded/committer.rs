@@ -558,10 +558,15 @@ impl Committer {
     }
 }
 
+/// The records that a body may have, in bytes, if all of them are of one run.
+fn run_bytes_max(user: &str) -> usize {
+    BATCH_BYTES_MAX - BODY_OVERHEAD_BYTES - RUN_OVERHEAD_BYTES - user.len()
+}
+
 /// What a unit takes for an append of so many publishes with so many bytes of records, at most.
 fn unit_bytes_max(append: &Append, parts: usize, bytes: usize) -> usize {
     // Two batches that follow each other are together longer than one may be.
-    let batches = 2 + 2 * bytes / (BATCH_BYTES_MAX - BODY_OVERHEAD_BYTES - RUN_OVERHEAD_BYTES - append.user.len());
+    let batches = 2 + 2 * bytes / run_bytes_max(&append.user);
     // Each publish may become a run of its own, if one of them is no new one.
     let runs = parts * (RUN_OVERHEAD_BYTES + append.user.len());
     bytes + append.room.name().as_str().len() + batches * (APPEND_OVERHEAD_BYTES + append.user.len()) + runs
@@ -595,8 +600,7 @@ impl RoomCommit {
 
     /// Adds a publish, in as many batches as its size asks for.
     fn push(&mut self, first: Offset, time: Time, area: &[u8], header: RunHeader<'_>) {
-        // What a body may have of records, if all of them are of one run.
-        let most = BATCH_BYTES_MAX - BODY_OVERHEAD_BYTES - RUN_OVERHEAD_BYTES - header.user.len();
+        let most = run_bytes_max(header.user);
         if !self.builder.is_empty() && self.builder.len() + area.len() > most {
             self.finish_batch();
         }
