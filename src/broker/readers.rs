@@ -331,6 +331,18 @@ impl Readers {
         }
     }
 
+    /// Drops what was read ahead for all rooms; for who will not pull for a while. It is read again then.
+    pub fn settle(&self) {
+        let shared = &self.shared;
+        if shared.fetches.load(Ordering::SeqCst) == 0 {
+            return;
+        }
+        let dropped = shared.joins.lock().iter().filter(|reader| reader.state.lock().drop_fetched()).count();
+        for _ in 0..dropped {
+            shared.fetch_used();
+        }
+    }
+
     /// Ends a join; nothing of it comes out afterwards.
     ///
     /// # Errors

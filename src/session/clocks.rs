@@ -21,11 +21,17 @@ pub(crate) enum Due {
     Nothing,
     /// The peer is to be asked for a sign of life.
     Ping,
+    /// The output has been blocked for a while: what waits for it is to keep no memory that it does not need.
+    Settle,
     /// The output is blocked, and the peer is dead if its transport has not answered for so long.
     Look(Duration),
     /// The session is over.
     End(End),
 }
+
+/// How long an output is blocked before [`Due::Settle`]: most are for a moment. Then again after twice the time: what
+/// others shared at first may be kept by this session alone later.
+const SETTLE_AFTER: Duration = Duration::from_secs(1);
 
 /// The clocks of one session.
 #[derive(Debug)]
@@ -37,6 +43,8 @@ pub(crate) struct Clocks {
     pinged: Instant,
     /// Since when the peer has taken nothing of an output that is blocked.
     blocked: Option<Instant>,
+    /// How long after that [`Due::Settle`] is told next.
+    settles: Duration,
     /// When it was last to be found out whether such a peer is there at all.
     looked: Instant,
     /// Whether the server itself does not read, so that it cannot hear.
@@ -54,6 +62,7 @@ impl Clocks {
             heard: now,
             pinged: now,
             blocked: None,
+            settles: SETTLE_AFTER,
             looked: now,
             deaf: false,
             message: None,
@@ -80,7 +89,7 @@ impl Clocks {
     /// The output is blocked, and whether the peer has taken some of it since this was last said.
     pub(crate) fn blocked(&mut self, now: Instant, progress: bool) {
         if progress || self.blocked.is_none() {
-            self.blocked = Some(now);
+            (self.blocked, self.settles) = (Some(now), SETTLE_AFTER);
         }
     }
 
@@ -111,12 +120,22 @@ impl Clocks {
         (self.life == Life::Session).then(|| since.max(self.looked) + limits.idle_timeout)
     }
 
-    /// What is due now. A [`Due::Ping`] is told once per interval, as is a [`Due::Look`].
+    /// When what waits for a peer that has taken nothing since then is to settle; a transport has memory of its own.
+    fn settle(&self, since: Instant) -> Option<Instant> {
+        (self.life == Life::Session).then(|| since + self.settles)
+    }
+
+    /// What is due now. A [`Due::Ping`] is told once per interval, as is a [`Due::Look`], a [`Due::Settle`] less
+    /// and less often.
     pub(crate) fn tick(&mut self, now: Instant, limits: &Limits) -> Due {
         let past = |since: Instant, time: Duration| now.saturating_duration_since(since) >= time;
         if let Some(since) = self.blocked {
             if past(since, limits.stall_timeout) {
                 return Due::End(End::Stalled(limits.stall_timeout));
+            }
+            if self.settle(since).is_some_and(|at| at <= now) {
+                self.settles = 2 * now.saturating_duration_since(since);
+                return Due::Settle;
             }
             return match self.look(since, limits) {
                 Some(at) if at <= now => {
@@ -154,7 +173,8 @@ impl Clocks {
     /// When to [`tick`](Self::tick) next, if nothing else happens; `None` = only when something does.
     pub(crate) fn deadline(&self, limits: &Limits) -> Option<Instant> {
         if let Some(since) = self.blocked {
-            return [Some(since + limits.stall_timeout), self.look(since, limits)].into_iter().flatten().min();
+            let stalled = Some(since + limits.stall_timeout);
+            return [stalled, self.settle(since), self.look(since, limits)].into_iter().flatten().min();
         }
         if !self.welcomed {
             return Some(self.opened + limits.handshake_timeout);
@@ -220,8 +240,10 @@ mod tests {
         let mut clocks = Clocks::new(Life::Session, start);
         clocks.welcomed();
         clocks.blocked(start, false);
+        assert_eq!(clocks.tick(start + 598 * SECOND, &limits), Due::Settle);
         assert_eq!(clocks.tick(start + 599 * SECOND, &limits), Due::Look(60 * SECOND));
         clocks.blocked(start + 599 * SECOND, true);
+        assert_eq!(clocks.tick(start + 699 * SECOND, &limits), Due::Settle);
         assert_eq!(
             clocks.tick(start + 700 * SECOND, &limits),
             Due::Look(60 * SECOND),
@@ -239,12 +261,23 @@ mod tests {
         let mut clocks = Clocks::new(Life::Session, start);
         clocks.welcomed();
         clocks.blocked(start + 10 * SECOND, false);
+        assert_eq!(clocks.deadline(&limits), Some(start + 11 * SECOND));
+        assert_eq!(clocks.tick(start + 11 * SECOND, &limits), Due::Settle);
+        assert_eq!(clocks.deadline(&limits), Some(start + 12 * SECOND));
+        assert_eq!(clocks.tick(start + 12 * SECOND, &limits), Due::Settle);
+        assert_eq!(clocks.tick(start + 60 * SECOND, &limits), Due::Settle);
         assert_eq!(clocks.deadline(&limits), Some(start + 70 * SECOND));
         assert_eq!(clocks.tick(start + 69 * SECOND, &limits), Due::Nothing);
         assert_eq!(clocks.tick(start + 70 * SECOND, &limits), Due::Look(60 * SECOND));
         assert_eq!(clocks.tick(start + 71 * SECOND, &limits), Due::Nothing);
-        assert_eq!(clocks.deadline(&limits), Some(start + 130 * SECOND));
+        assert_eq!(clocks.deadline(&limits), Some(start + 110 * SECOND));
+        assert_eq!(clocks.tick(start + 110 * SECOND, &limits), Due::Settle);
+        clocks.blocked(start + 120 * SECOND, false);
+        assert_eq!(clocks.deadline(&limits), Some(start + 130 * SECOND), "nothing has changed");
         clocks.blocked(start + 100 * SECOND, true);
+        assert_eq!(clocks.tick(start + 101 * SECOND, &limits), Due::Settle, "something else waits now");
+        assert_eq!(clocks.tick(start + 140 * SECOND, &limits), Due::Settle);
+        assert_eq!(clocks.tick(start + 141 * SECOND, &limits), Due::Nothing);
         assert_eq!(clocks.deadline(&limits), Some(start + 160 * SECOND));
         let mut transport = Clocks::new(Life::Transport, start);
         transport.welcomed();

@@ -562,7 +562,7 @@ impl Task {
                 cx.waker().wake_by_ref();
             }
             // This transport tells nothing of its peer: one that is gone is given up for its stall.
-            Due::Look(_) => {}
+            Due::Settle | Due::Look(_) => {}
         }
         let deadline = self.service.session().deadline().map(Instant::from_std);
         if let Some(at) = deadline.into_iter().chain(retry).min() {

@@ -194,8 +194,10 @@ async fn an_application_that_stalls_while_records_pass_receives_all_of_them_and_
     server.stop().await;
 }
 
-async fn settled_memory(server: &Server, subscriptions: f64) -> u64 {
-    server.metric_until("roomlog_subscriptions", &[], |count| count == subscriptions).await;
+/// The memory of the server once so many subscriptions have been sent so much, and no more is sent.
+async fn settled_memory(server: &Server, subscriptions: usize, sent_bytes_min: f64) -> u64 {
+    server.metric_until("roomlog_subscriptions", &[], |count| count == subscriptions as f64).await;
+    server.metric_until("roomlog_sent_bytes_total", &[], |bytes| bytes >= sent_bytes_min).await;
     // What is sent comes to rest when every socket is full.
     let mut sent = (server.metric("roomlog_sent_bytes_total", &[]).await, 0);
     while sent.1 < 10 {
@@ -223,21 +225,38 @@ async fn a_thousand_stalled_subscribers_cost_at_most_64_kib_each() {
     for lobby in &rooms {
         stalled.push(Stalled::join(&site, lobby, Start::Earliest).await);
     }
-    let before = settled_memory(&server, rooms.len() as f64).await;
+    let before = settled_memory(&server, rooms.len(), 0.0).await;
+    let sent = server.metric("roomlog_sent_bytes_total", &[]).await;
     for number in 0..SUBSCRIBERS {
         // At different places, so that they cannot share what they wait with.
         let start = Start::Last((SUBSCRIBERS - number) as u64 * 15 + 4000);
         stalled.push(Stalled::join(&site, &rooms[number % rooms.len()], start).await);
     }
-    let after = settled_memory(&server, stalled.len() as f64).await;
-    let each = after.saturating_sub(before) / SUBSCRIBERS as u64;
+    // What each socket takes at least.
+    let sent = sent + (SUBSCRIBERS * (8 << 10)) as f64;
+    let mut after = settled_memory(&server, stalled.len(), sent).await;
+    let each = |after: u64| after.saturating_sub(before) / SUBSCRIBERS as u64;
+    // What only they keep is let go of after a second, and given back to the system after that.
+    let at_first = after;
+    let begun_to_wait = Instant::now();
+    while each(after) > 48 << 10 && begun_to_wait.elapsed() < Duration::from_secs(30) {
+        super::server::pause().await;
+        after = server.memory("VmRSS");
+    }
     println!(
-        "{SUBSCRIBERS} stalled subscribers: {:.1} MiB, then {:.1} MiB, {each} bytes each: {:.1} s",
+        "{SUBSCRIBERS} stalled subscribers: {:.1} MiB, then {:.1} MiB, {} bytes each, after {:.1} s {:.1} MiB, {} bytes \
+         each: {:.1} s",
         mib(before),
+        mib(at_first),
+        each(at_first),
+        begun_to_wait.elapsed().as_secs_f64(),
         mib(after),
+        each(after),
         begun.elapsed().as_secs_f64()
     );
-    assert!(each <= 64 << 10, "{each} bytes each");
+    // A body of 64 KiB, another that was read ahead, and the connection.
+    assert!(each(at_first) <= 136 << 10, "{} bytes each", each(at_first));
+    assert!(each(after) <= 64 << 10, "{} bytes each", each(after));
     drop(stalled);
     server.metric_until("roomlog_subscriptions", &[], |count| count == 0.0).await;
     server.stop().await;

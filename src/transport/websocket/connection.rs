@@ -349,6 +349,7 @@ impl Task {
                 self.unwritten = true;
                 cx.waker().wake_by_ref();
             }
+            Due::Settle => self.connection.out.lock().settle(),
             Due::Look(time) => {
                 let socket = self.tls.as_ref().map_or_else(|| self.connection.direct(), |tls| tls.get_ref().0);
                 if peer::is_gone(socket, time) {

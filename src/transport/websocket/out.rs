@@ -73,14 +73,29 @@ impl Work {
 
     /// What is behind `written`, as work of its own that needs no more memory than it has bytes.
     fn rest(&self, written: usize) -> Self {
+        self.behind(written, |_| false)
+    }
+
+    /// As [`rest`](Self::rest), with a copy of what nobody else shares.
+    fn settled(&self, written: usize) -> Self {
+        let mut rest = self.behind(written, Bytes::is_unique);
+        rest.buffer.shrink_to_fit();
+        rest
+    }
+
+    fn behind(&self, written: usize, copied: impl Fn(&Bytes) -> bool) -> Self {
         let mut rest = Self::default();
         let (mut skip, mut at) = (written, 0);
         for (place, bytes) in &self.shared {
             rest.keep(&self.buffer[at..*place], &mut skip);
-            if skip < bytes.len() {
-                rest.share(bytes.slice(skip..));
+            if copied(bytes) {
+                rest.keep(bytes, &mut skip);
+            } else {
+                if skip < bytes.len() {
+                    rest.share(bytes.slice(skip..));
+                }
+                skip = skip.saturating_sub(bytes.len());
             }
-            skip = skip.saturating_sub(bytes.len());
             at = *place;
         }
         rest.keep(&self.buffer[at..], &mut skip);
@@ -167,6 +182,17 @@ impl Out {
             payload.extend_from_slice(&reason.as_bytes()[..end]);
         }
         control(self.last.get_or_insert_default(), 0x88, &payload);
+    }
+
+    /// Lets go of what was read ahead, and of shared bytes that only this connection keeps, but for those that the
+    /// socket has not taken: a peer that does not read costs what waits for it, and not whole bodies.
+    pub(crate) fn settle(&mut self) {
+        if let Some(readers) = &self.readers {
+            readers.settle();
+        }
+        if let Some(rest) = &mut self.rest {
+            **rest = rest.settled(std::mem::take(&mut self.written));
+        }
     }
 
     /// Writes with `write`, which takes some of the slices or says that it would block, until there is nothing

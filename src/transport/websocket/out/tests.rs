@@ -127,7 +127,12 @@ async fn however_little_a_socket_takes_the_same_bytes_come_out_once() {
         loop {
             match out.pump(&outbox, 1, |slices| script.write(slices)) {
                 Pumped::All => break,
-                Pumped::Blocked => assert!(out.blocked),
+                Pumped::Blocked => {
+                    assert!(out.blocked);
+                    if random.random() {
+                        out.settle();
+                    }
+                }
                 Pumped::More => {}
                 Pumped::Broken => panic!("the socket is whole"),
             }
@@ -172,6 +177,36 @@ async fn a_stalled_peer_holds_no_more_than_was_begun() {
     let rest = out.rest.as_ref().expect("it was begun");
     assert!(rest.bytes <= 64 << 10, "{}", rest.bytes);
     assert!(rest.buffer.capacity() <= rest.bytes);
+}
+
+#[test]
+fn what_waits_for_long_keeps_no_body_that_nobody_else_keeps() {
+    let (alone, shared) = (Bytes::from(vec![b'a'; 40_000]), Bytes::from(vec![b's'; 40_000]));
+    let elsewhere = shared.clone();
+    let mut work = Work::default();
+    for (head, body) in [(b"first ", alone), (b"second", shared)] {
+        work.buffer.extend_from_slice(head);
+        work.share(body);
+    }
+    work.bytes += work.buffer.len();
+    let all = [&b"first "[..], &[b'a'; 40_000], b"second", &elsewhere].concat();
+    let flat = |work: &Work, written| {
+        let mut slices = [IoSlice::new(&[]); SLICES_MAX];
+        let count = work.slices(written, &mut slices);
+        slices[..count].iter().flat_map(|slice| slice.iter().copied()).collect::<Vec<_>>()
+    };
+    let mut rest = work.rest(1000);
+    drop(work);
+    let settled = rest.settled(34_000);
+    assert_eq!(flat(&settled, 0), all[35_000..]);
+    assert_eq!((settled.bytes, settled.buffer.capacity()), (all.len() - 35_000, 5006 + 6));
+    assert!(!elsewhere.is_unique(), "it is shared");
+    rest = settled.settled(20_000);
+    drop((settled, elsewhere));
+    assert_eq!(flat(&rest, 0), all[55_000..]);
+    let rest = rest.settled(0);
+    assert!(rest.shared.is_empty());
+    assert_eq!((flat(&rest, 0), rest.buffer.capacity()), (all[55_000..].to_vec(), rest.bytes));
 }
 
 #[test]
