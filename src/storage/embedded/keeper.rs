@@ -55,6 +55,9 @@ const JUDGE_PAUSE: u32 = 20;
 /// The input of a build is so long, in bytes, between two looks whether the journal needs a file.
 const RESERVE_EVERY_BYTES: usize = 4 << 20;
 
+/// A rewrite looks whether a stretch is due once in so many blocks: it costs a few locks.
+const LOOK_EVERY_INPUTS: u64 = 64;
+
 /// So many batches in the journal make a stretch due however short they are: what is known of their places is in
 /// memory, 256 MiB then.
 const INDEXED_BATCHES_MAX: u64 = (256 << 20) / size_of::<Indexed>() as u64;
@@ -142,22 +145,14 @@ impl Keeper {
 
     /// Does what is due.
     pub(super) fn step(&mut self) {
-        let failed = matches!(*self.shared.health.lock(), Health::Failed(_) | Health::Closed);
-        if failed {
+        if self.is_dead() {
             return;
         }
         self.reserve();
-        if self.retry.is_some_and(|at| steady() < at) {
+        if !self.may_try() {
             return;
         }
-        self.retry = None;
-        if !self.stretch_is_due() {
-            self.lacking = None;
-        } else if self.may_build() {
-            let begun = steady();
-            let done = self.build();
-            self.finish(Work::Build, begun, done);
-        }
+        self.build_if_due();
         if steady().duration_since(self.slow) >= SLOW_PERIOD {
             self.slow = steady();
             self.retain();
@@ -165,6 +160,40 @@ impl Keeper {
             self.tend_ballast();
             self.shared.catalog.unload_if_many();
             self.observe();
+        }
+    }
+
+    /// Whether nothing is to be done any more.
+    fn is_dead(&self) -> bool {
+        matches!(*self.shared.health.lock(), Health::Failed(_) | Health::Closed)
+    }
+
+    /// Whether no work has failed lately.
+    fn may_try(&mut self) -> bool {
+        if self.retry.is_some_and(|at| steady() < at) {
+            return false;
+        }
+        self.retry = None;
+        true
+    }
+
+    fn build_if_due(&mut self) {
+        if !self.stretch_is_due() {
+            self.lacking = None;
+        } else if self.may_build() {
+            let begun = steady();
+            let done = self.build();
+            self.finish(Work::Build, begun, done);
+        }
+    }
+
+    /// What may not wait for the end of a rewrite: that may take minutes, and a stretch goes on growing meanwhile, in
+    /// rooms that are kept in memory, in the journal, and in what the next start has to read.
+    fn build_meanwhile(&mut self) {
+        if !self.is_dead() && self.may_try() {
+            let leave_free = self.leave_free;
+            self.build_if_due();
+            self.leave_free = leave_free;
         }
     }
 
@@ -287,7 +316,7 @@ impl Keeper {
         });
         let floor = |room| floors.get(&room).copied().unwrap_or_default();
         let commits = (first_seq.0, stretch.last.seq.0);
-        let built = self.build_volume(id, commits, input, floor)?;
+        let built = self.build_volume(Work::Build, id, commits, input, floor)?;
 
         let (checkpoint, places) = self.checkpoint(&rooms)?;
         let mut manifest = self.manifest.clone();
@@ -425,15 +454,21 @@ impl Keeper {
     }
 
     fn build_volume(
-        &self,
+        &mut self,
+        work: Work,
         id: VolumeId,
         commits: (u64, u64),
         input: impl IntoIterator<Item = Result<Input, VolumeError>>,
         floor: impl FnMut(u64) -> Offset,
     ) -> Result<Option<VolumeInfo>, KeepError> {
-        let Shared { disk, store, options, .. } = &*self.shared;
-        let mut bytes = 0;
+        let shared = Arc::clone(&self.shared);
+        let Shared { disk, store, options, .. } = &*shared;
+        let (mut bytes, mut inputs) = (0, 0_u64);
         let input = input.into_iter().map(|input| {
+            if work == Work::Rewrite && inputs.is_multiple_of(LOOK_EVERY_INPUTS) {
+                self.build_meanwhile();
+            }
+            inputs += 1;
             bytes += input.as_ref().map_or(0, |input| input.body.len());
             if bytes >= RESERVE_EVERY_BYTES {
                 bytes = 0;

@@ -288,6 +288,11 @@ impl Model {
     }
 }
 
+/// With a stretch so short that most rewrites find one that is due.
+fn busy_options(stride: u64) -> Options {
+    Options { stretch_bytes: 2000, ..options(stride) }
+}
+
 /// Works until the disk fails; says how.
 fn work(log: &mut Stepped, model: &mut Model, random: &mut StdRng, steps: usize, stride: u64) -> Result<(), String> {
     for _ in 0..steps {
@@ -359,7 +364,7 @@ fn cut_everywhere(seed: u64, stride: u64) {
             disk.cut_at(cut);
         }
         let mut model = Model::default();
-        if let Ok(mut log) = Stepped::open(options(stride), &disk, &store) {
+        if let Ok(mut log) = Stepped::open(busy_options(stride), &disk, &store) {
             let worked = work(&mut log, &mut model, &mut random, 40, stride);
             assert!(worked.is_ok() || cut.is_some(), "the disk is fine: {worked:?}");
         }
@@ -376,10 +381,10 @@ fn cut_everywhere(seed: u64, stride: u64) {
         let disk = disk.reopen(seed ^ cut);
         if random.random_bool(0.5) {
             disk.cut_at(disk.operations() + random.random_range(1..12));
-            let _ = Stepped::open(options(stride), &disk, &store);
+            let _ = Stepped::open(busy_options(stride), &disk, &store);
         }
         let disk = disk.reopen(cut);
-        let mut log = Stepped::open(options(stride), &disk, &store).expect("it opens after a power cut");
+        let mut log = Stepped::open(busy_options(stride), &disk, &store).expect("it opens after a power cut");
         model.check(&log);
         model.check_repeats(&mut log);
         settle(&mut log, &mut model, stride);
@@ -388,7 +393,7 @@ fn cut_everywhere(seed: u64, stride: u64) {
         log.close().expect("closed");
         // Offsets go on at another distance, and nobody minds.
         let other = 8 - stride;
-        let mut log = Stepped::open(options(other), &disk, &store).expect("it opens after a clean close");
+        let mut log = Stepped::open(busy_options(other), &disk, &store).expect("it opens after a clean close");
         model.check(&log);
         work(&mut log, &mut model, &mut random, 10, other).expect("the disk is fine");
         model.check(&log);
@@ -423,7 +428,7 @@ fn nothing_acknowledged_is_lost_whichever_operation_fails() {
                 disk.fail_at(operation, fault);
             }
             let mut model = Model::default();
-            if let Ok(mut log) = Stepped::open(options(1), &disk, &store) {
+            if let Ok(mut log) = Stepped::open(busy_options(1), &disk, &store) {
                 let worked = work(&mut log, &mut model, &mut random, 25, 1);
                 assert!(worked.is_ok() || failing.is_some(), "nothing fails: {worked:?}");
                 model.check(&log);
@@ -444,7 +449,7 @@ fn nothing_acknowledged_is_lost_whichever_operation_fails() {
             let cut = (operation ^ seed) / 4 % 2 == 0;
             let disk = if cut { disk.reopen(operation) } else { disk.after_kill(operation) };
             let mut random = StdRng::seed_from_u64(seed ^ operation);
-            let mut log = Stepped::open(options(1), &disk, &store).expect("it opens on a disk that works");
+            let mut log = Stepped::open(busy_options(1), &disk, &store).expect("it opens on a disk that works");
             model.check(&log);
             model.check_repeats(&mut log);
             settle(&mut log, &mut model, 1);

@@ -1,8 +1,10 @@
 //! Rewriting: volumes with little left become shorter, small neighbours one, and those with nothing go.
 
+use std::sync::Arc;
 use std::time::Instant;
 
 use super::{KeepError, Keeper, entry, since};
+use crate::metrics::Work;
 use crate::storage::volume::{Live, VolumeId, VolumeInfo, reread};
 use crate::types::Offset;
 
@@ -90,13 +92,17 @@ impl Keeper {
             None
         } else {
             let id = self.next_volume()?;
-            let input = reread(&self.shared.volumes, chosen, floor)?;
-            self.build_volume(id, commits, input, floor)?
+            // Stretches that become volumes meanwhile have numbers behind it.
+            self.manifest.next_volume += 1;
+            let shared = Arc::clone(&self.shared);
+            let input = reread(&shared.volumes, chosen, floor)?;
+            let built = self.build_volume(Work::Rewrite, id, commits, input, floor);
+            built.inspect_err(|_| self.give_up(id))?
         };
         let mut manifest = self.manifest.clone();
-        manifest.next_volume += 1;
         manifest.volumes.retain(|volume| !chosen.contains(&VolumeId(volume.id)));
         manifest.volumes.extend(built.iter().map(entry));
+        manifest.volumes.sort_by_key(|volume| volume.id);
         self.swap(manifest)?;
         let added: Vec<_> = built.iter().map(|built| built.id).collect();
         self.publish(&added, chosen)?;

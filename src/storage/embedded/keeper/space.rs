@@ -158,11 +158,15 @@ impl Keeper {
 
     /// Gives back at once what a failed attempt has taken.
     pub(super) fn give_up_unfinished(&self) {
-        let Self { shared, manifest, .. } = self;
-        if let Err(error) = delete(&*shared.disk, &*shared.store, VolumeId(manifest.next_volume)) {
+        self.give_up(VolumeId(self.manifest.next_volume));
+        let _ = self.shared.disk.remove(&checkpoint::path(self.manifest.next_checkpoint));
+    }
+
+    /// Gives back what a volume has taken that will not be finished.
+    pub(super) fn give_up(&self, id: VolumeId) {
+        if let Err(error) = delete(&*self.shared.disk, &*self.shared.store, id) {
             tracing::warn!("what is left of an unfinished volume could not be deleted: {error}");
         }
-        let _ = shared.disk.remove(&checkpoint::path(manifest.next_checkpoint));
     }
 
     /// What blocks take at most, when they are written as a volume.

@@ -199,6 +199,64 @@ fn very_many_new_rooms_make_a_stretch_due_and_rooms_that_are_known_do_not() {
     assert_eq!(publish_to(&mut log, 0..ROOMS, 2), 1, "no room is new");
 }
 
+#[test]
+fn a_stretch_that_is_due_does_not_wait_for_the_end_of_a_rewrite_whenever_the_power_goes() {
+    let short = || Options { stretch_bytes: 100_000, ..options(1) };
+    // Eight small volumes, which are joined, and a stretch that is due.
+    let run = |cut: Option<u64>| {
+        let (disk, store) = (FaultyDisk::new(1), new_store());
+        let mut log = Stepped::open(short(), &disk, &store).expect("a new log");
+        let mut publishers = ["one", "two"].map(Source::new);
+        let mut publish = |log: &mut Stepped, bytes| {
+            for publisher in &mut publishers {
+                log.publish(&[publisher.next(3, bytes)]).pop().expect("one answer").expect("stored");
+            }
+        };
+        for _ in 0..8 {
+            publish(&mut log, 100);
+            log.keeper.build().expect("built");
+        }
+        publish(&mut log, 30_000);
+        assert!(log.keeper.stretch_is_due());
+        let before = disk.operations();
+        if let Some(cut) = cut {
+            disk.cut_at(before + cut);
+        }
+        let rewritten = log.keeper.rewrite();
+        assert!(rewritten.is_ok() || cut.is_some(), "the disk is fine: {rewritten:?}");
+        (disk, store, log, before)
+    };
+    let volumes = |log: &Stepped| -> Vec<_> {
+        log.shared.volumes.infos().iter().map(|info| (info.id.0, info.commit_first, info.commit_last)).collect()
+    };
+    let check = |log: &Stepped| {
+        for room in ["one", "two"] {
+            let payloads: Vec<_> = log.read(room).into_iter().map(|(_, payload)| payload).collect();
+            let lengths: Vec<_> = payloads.iter().map(Vec::len).collect();
+            assert_eq!(lengths, [[100; 24].as_slice(), &[30_000; 3]].concat(), "{room}");
+            assert!(payloads.iter().zip(1..).all(|(payload, seq)| payload.starts_with(seq.to_string().as_bytes())));
+        }
+    };
+    let (disk, store, mut log, before) = run(None);
+    assert_eq!(volumes(&log), [(9, 1, 16), (10, 17, 18)]);
+    log.keeper.step();
+    assert_eq!(volumes(&log).len(), 2, "nothing is due any more");
+    check(&log);
+    log.close().expect("closed");
+    check(&Stepped::open(short(), &disk, &store).expect("it opens"));
+    for cut in 1..=disk.operations() - before {
+        let (disk, store, log, _) = run(Some(cut));
+        drop(log);
+        let disk = disk.reopen(cut);
+        let mut log = Stepped::open(short(), &disk, &store).expect("it opens after a power cut");
+        check(&log);
+        log.keeper.step();
+        log.keeper.rewrite().expect("the disk is fine now");
+        assert!((2..=3).contains(&volumes(&log).len()), "cut at {cut}: {:?}", volumes(&log));
+        check(&log);
+    }
+}
+
 /// A store that looks at something before it finishes a volume.
 struct Witness {
     store: MemoryBlockStore,
