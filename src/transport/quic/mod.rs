@@ -2,6 +2,7 @@
 
 mod connection;
 mod rooms;
+mod unproved;
 
 use std::io;
 use std::net::{SocketAddr, UdpSocket};
@@ -10,13 +11,14 @@ use std::time::Duration;
 
 use quinn::crypto::rustls::QuicServerConfig;
 use quinn::{
-    ConnectionId, ConnectionIdGenerator, Endpoint, EndpointConfig, IdleTimeout, ServerConfig, TokioRuntime,
+    ConnectionId, ConnectionIdGenerator, Endpoint, EndpointConfig, IdleTimeout, Runtime as _, ServerConfig, TokioRuntime,
     TransportConfig, VarInt,
 };
 use ring::hmac;
 
 pub(crate) use connection::serve;
 
+use self::unproved::Unproved;
 use super::tls::{Identity, TlsError};
 use crate::types::Limits;
 
@@ -51,7 +53,8 @@ pub(crate) fn listen(address: SocketAddr, identity: &Identity, config: ServerCon
     let _ = tuned.set_recv_buffer_size(SOCKET_BYTES);
     let _ = tuned.set_send_buffer_size(SOCKET_BYTES);
     let endpoint = endpoint_config(identity, socket.local_addr()?);
-    Endpoint::new(endpoint, Some(config), socket, Arc::new(TokioRuntime))
+    let socket = Arc::new(Unproved::new(TokioRuntime.wrap_udp_socket(socket)?));
+    Endpoint::new_with_abstract_socket(endpoint, Some(config), socket, Arc::new(TokioRuntime))
 }
 
 /// A server that was killed and is back at its address resets the connections of before at their first packet:
