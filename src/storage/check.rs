@@ -152,10 +152,10 @@ impl Look {
         let (mut places, mut names) = (Vec::new(), HashMap::new());
         let opened = Checkpoint::open(disk, number, |name, id, facts, place| {
             places.push(place);
-            if let Some(other) = names.insert(name.clone(), id) {
+            if let Some(other) = names.insert(name.to_owned(), id) {
                 self.note(&checkpoint::path(number), 0, format_args!("{name:?} is room {} and room {}", other.0, id.0));
             }
-            let name = name.as_str().to_owned();
+            let name = name.to_owned();
             let room = Room { name, floor: facts.floor, head: facts.head, reached: facts.floor, broken: false };
             if self.rooms.insert(id.0, room).is_some() {
                 self.note(&checkpoint::path(number), 0, format_args!("room {} stands there twice", id.0));

@@ -8,7 +8,6 @@ mod retention;
 mod rewriting;
 mod space;
 
-use std::collections::HashMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -21,6 +20,7 @@ pub(super) use self::rewriting::Tidied;
 use self::space::Lacking;
 use super::{Shared, said, since};
 use crate::metrics::{Budget, Work};
+use crate::storage::catalog::{AtRest, Known};
 use crate::storage::checkpoint;
 use crate::storage::commit::{BodyPlace, CommitSeq, JournalFileId, SECTOR_BYTES};
 use crate::storage::engine::{EngineError, Health};
@@ -29,11 +29,10 @@ use crate::storage::journal::{JournalFiles, JournalUse};
 use crate::storage::manifest::{Manifest, VolumeEntry};
 use crate::storage::marks::Durability;
 use crate::storage::options::Retention;
-use crate::storage::publishers::Publishers;
-use crate::storage::room::{Indexed, RoomId};
+use crate::storage::room::{Indexed, Room};
 use crate::storage::volume::{Input, VolumeError, VolumeId, VolumeInfo, build, delete};
 use crate::types::system::steady;
-use crate::types::{Offset, RoomName, Time};
+use crate::types::{Offset, Time};
 
 /// How often the keeper looks around when nobody asks.
 const PERIOD: Duration = Duration::from_millis(100);
@@ -303,13 +302,12 @@ impl Keeper {
         let stretch = Stretch { last: *self.shared.committed.lock() };
         let first_seq = self.manifest.journal.seq;
         let id = self.next_volume()?;
-        let rooms = self.shared.catalog.by_id();
+        // What is at rest has nothing in the journal.
+        let rooms = self.shared.catalog.loaded_by_id();
+        let next_room = rooms.last().map_or(1, |(id, _)| id.0 + 1).max(self.manifest.next_room);
         let shared = Arc::clone(&self.shared);
         let (floors, mut body) = (shared.catalog.floors(), Vec::new());
-        let input = rooms.iter().flat_map(|(id, name)| {
-            let places = stretch.places(&shared, name);
-            places.into_iter().map(|indexed| (id.0, indexed))
-        });
+        let input = rooms.iter().flat_map(|(id, room)| stretch.places(room).into_iter().map(|indexed| (id.0, indexed)));
         let input = input.map(|(room, indexed): (u64, Indexed)| {
             shared.journal.read(&indexed.place, &mut body).map_err(|error| VolumeError::Input(Box::new(error)))?;
             Ok(Input { room, prev: indexed.prev, body: bytes::Bytes::copy_from_slice(&body) })
@@ -318,12 +316,12 @@ impl Keeper {
         let commits = (first_seq.0, stretch.last.seq.0);
         let built = self.build_volume(Work::Build, id, commits, input, floor)?;
 
-        let (checkpoint, places) = self.checkpoint(&rooms)?;
+        let (checkpoint, at_rest) = self.checkpoint(next_room)?;
         let mut manifest = self.manifest.clone();
         manifest.next_volume += 1;
         manifest.checkpoint = Some(manifest.next_checkpoint);
         manifest.next_checkpoint += 1;
-        manifest.next_room = rooms.last().map_or(1, |(id, _)| id.0 + 1).max(manifest.next_room);
+        manifest.next_room = next_room;
         manifest.volumes.extend(built.iter().map(entry));
         manifest.journal = self.files.start_at(stretch.last.seq.next()).ok_or(KeepError::Stretch)?;
         self.swap(manifest)?;
@@ -332,10 +330,10 @@ impl Keeper {
         // Published before the journal is dropped: a reader finds the records in one or the other.
         let added: Vec<_> = built.iter().map(|built| built.id).collect();
         self.publish(&added, &[])?;
-        for (_, name) in &rooms {
-            stretch.drop_places(&self.shared, name);
+        for (_, room) in rooms {
+            stretch.drop_places(&self.shared, &room);
         }
-        self.shared.catalog.checkpointed(Arc::new(checkpoint), &places);
+        self.shared.catalog.checkpointed(Arc::new(checkpoint), at_rest);
         self.files.retire(&self.manifest.journal)?;
         self.shared.behind.store(false, Ordering::Relaxed);
         self.remove_old_checkpoints();
@@ -351,48 +349,43 @@ impl Keeper {
         Ok(())
     }
 
-    /// Writes what is known of all rooms. It may see more than the stretch, but nothing that is not durable when
-    /// the manifest names it.
-    fn checkpoint(
-        &self,
-        rooms: &[(RoomId, RoomName)],
-    ) -> Result<(checkpoint::Checkpoint, HashMap<RoomId, checkpoint::Place>), KeepError> {
+    /// Writes what is known of all rooms below a number. It may see more than the stretch, but nothing that is not
+    /// durable when the manifest names it.
+    fn checkpoint(&self, next_room: u64) -> Result<(checkpoint::Checkpoint, AtRest), KeepError> {
         let shared = &self.shared;
-        let io = |source| {
-            KeepError::Storage(StorageError::Io {
-                path: checkpoint::path(self.manifest.next_checkpoint),
-                doing: "write",
-                source,
-            })
-        };
-        let mut writer = checkpoint::Writer::create(&*shared.disk, self.manifest.next_checkpoint).map_err(io)?;
-        let (mut places, mut bytes) = (HashMap::with_capacity(rooms.len()), Vec::new());
+        let number = self.manifest.next_checkpoint;
+        let io =
+            |source| KeepError::Storage(StorageError::Io { path: checkpoint::path(number), doing: "write", source });
+        let mut writer = checkpoint::Writer::create(&*shared.disk, number).map_err(io)?;
+        let before = shared.catalog.checkpoint();
+        let (mut at_rest, mut bytes) = (AtRest::with_capacity(shared.catalog.counts().0), Vec::new());
         let now = shared.now();
-        for (id, name) in rooms {
+        shared.catalog.each(|name, id, known| {
+            if id.0 >= next_room {
+                return Ok(());
+            }
             bytes.clear();
-            let facts = match shared.catalog.entry(name) {
-                None => continue,
-                Some(crate::storage::catalog::Loaded::Yes(room)) => {
+            let facts = match known {
+                Known::Loaded(room) => {
                     let mut log = room.log.lock();
                     log.publishers.expire(shared.memory, now);
                     log.publishers.encode_into(&mut bytes);
                     log.changed = false;
                     log.facts
                 }
-                Some(crate::storage::catalog::Loaded::No(facts, place, checkpoint)) => {
-                    bytes = checkpoint.publishers_bytes(place)?;
-                    facts
-                }
-                Some(crate::storage::catalog::Loaded::Bare(facts)) => {
-                    Publishers::default().encode_into(&mut bytes);
-                    facts
+                Known::AtRest(facts, place) => {
+                    let before = before.as_ref().expect("what is at rest is so in a checkpoint");
+                    bytes = before.publishers_bytes(place)?;
+                    *facts
                 }
             };
-            places.insert(*id, writer.room(*id, name, &facts, &bytes).map_err(io)?);
-        }
+            at_rest.push(name, id, facts, writer.room(id, name, &facts, &bytes).map_err(io)?);
+            Ok::<_, KeepError>(())
+        })?;
+        at_rest.sort();
         let written = writer.finish(&*shared.disk).map_err(io)?;
         self.wait_until_durable()?;
-        Ok((written, places))
+        Ok((written, at_rest))
     }
 
     /// Waits for the commit that is being made, if one is: the checkpoint may have seen it.
@@ -543,13 +536,11 @@ impl Stretch {
     }
 
     /// The batches of a room that lie in the stretch.
-    fn places(&self, shared: &Shared, name: &RoomName) -> Vec<Indexed> {
-        let Some(room) = shared.catalog.loaded(name) else { return Vec::new() };
+    fn places(&self, room: &Room) -> Vec<Indexed> {
         room.with_state(|state| state.journal.iter().take_while(|indexed| self.holds(indexed.place)).copied().collect())
     }
 
-    fn drop_places(&self, shared: &Shared, name: &RoomName) {
-        let Some(room) = shared.catalog.loaded(name) else { return };
+    fn drop_places(&self, shared: &Shared, room: &Room) {
         room.with_state(|state| {
             let before = state.journal.len();
             while state.journal.front().is_some_and(|indexed| self.holds(indexed.place)) {

@@ -14,7 +14,7 @@ use crate::metrics::{Budget, Metrics, StorageState};
 use crate::protocol::{Batch, RunHeader, WireError};
 use crate::storage::ballast::Ballast;
 use crate::storage::block_store::{BlockStore, MemoryBlockStore, SledBlockStore};
-use crate::storage::catalog::Catalog;
+use crate::storage::catalog::{AtRest, Catalog};
 use crate::storage::checkpoint::{self, Checkpoint};
 use crate::storage::commit::{Commit, Entry, UnitPlace};
 use crate::storage::disk::{DirectoryLock, Disk, MemoryDisk, RealDisk, descriptors_max};
@@ -83,7 +83,14 @@ pub(super) fn assemble(
         ..defaults
     };
     let run = RunMark::now(options.durability);
-    let mut restored = Restored { catalog: Catalog::new(), by_id: HashMap::new(), memory, next_room: 1, indexed: 0 };
+    let mut restored = Restored {
+        catalog: Catalog::new(AtRest::default(), None),
+        at_rest: Vec::new(),
+        born: HashMap::new(),
+        memory,
+        next_room: 1,
+        indexed: 0,
+    };
     let volume_limits = VolumeLimits::default();
     let volumes = Volumes::new(
         Arc::clone(&disk),
@@ -111,12 +118,14 @@ pub(super) fn assemble(
             let last = RunMark::read(&*disk)?;
             let finding = judge_last_stop(last.as_ref(), clean.as_ref(), &run);
             if let Some(number) = manifest.checkpoint {
+                let mut at_rest = AtRest::default();
                 let checkpoint = Checkpoint::open(&*disk, number, |name, id, facts, place| {
                     restored.next_room = restored.next_room.max(id.0 + 1);
-                    restored.by_id.insert(id, name.clone());
-                    restored.catalog.restore(name, id, facts, place);
+                    at_rest.push(name, id, facts, place);
                 });
-                restored.catalog.set_checkpoint(Arc::new(checkpoint.map_err(fault)?));
+                at_rest.sort();
+                restored.at_rest = at_rest.ids();
+                restored.catalog = Catalog::new(at_rest, Some(Arc::new(checkpoint.map_err(fault)?)));
             }
             restored.next_room = restored.next_room.max(manifest.next_room);
             let ids: Vec<_> = manifest.volumes.iter().map(|volume| VolumeId(volume.id)).collect();
@@ -154,7 +163,7 @@ pub(super) fn assemble(
             tracing::info!(
                 commits = recovery.commits,
                 bytes = recovery.bytes,
-                rooms = restored.by_id.len(),
+                rooms = restored.catalog.counts().0,
                 volumes = manifest.volumes.len(),
                 "opened in {}",
                 since(begun)
@@ -244,7 +253,10 @@ fn tidy(disk: &dyn Disk, store: &dyn BlockStore, manifest: &Manifest) -> Result<
 /// The rooms as the checkpoint and the journal tell of them.
 struct Restored {
     catalog: Catalog,
-    by_id: HashMap<RoomId, RoomName>,
+    /// The rooms of the checkpoint by their numbers, each with its index there.
+    at_rest: Vec<(RoomId, usize)>,
+    /// Those that have come into being since.
+    born: HashMap<RoomId, RoomName>,
     memory: Memory,
     next_room: u64,
     /// Batches in the journal.
@@ -262,10 +274,12 @@ impl Restored {
                 Entry::Room { room, name } => {
                     let id = RoomId(room);
                     let name = RoomName::new(name).map_err(|error| damaged(&error))?;
-                    if self.by_id.get(&id).is_some_and(|known| *known != name) {
+                    let known = self.name(id);
+                    if known.as_ref().is_some_and(|known| *known != name) {
                         return Err(damaged(&format_args!("room {room} comes into being a second time")));
                     }
-                    if self.by_id.insert(id, name.clone()).is_none() {
+                    if known.is_none() {
+                        self.born.insert(id, name.clone());
                         let room = self.catalog.room(name.as_str()).map_err(|error| damaged(&error))?;
                         room.log.lock().id = Some(id);
                         room.with_state(|state| state.id = Some(id));
@@ -287,11 +301,19 @@ impl Restored {
         Ok(())
     }
 
+    fn name(&self, id: RoomId) -> Option<RoomName> {
+        if let Some(name) = self.born.get(&id) {
+            return Some(name.clone());
+        }
+        let at = self.at_rest.binary_search_by_key(&id, |(id, _)| *id).ok()?;
+        Some(self.catalog.resting_name(self.at_rest[at].1))
+    }
+
     fn room(&self, id: RoomId, rooms: &mut HashMap<RoomId, Arc<Room>>) -> Result<Arc<Room>, String> {
         if let Some(room) = rooms.get(&id) {
             return Ok(Arc::clone(room));
         }
-        let name = self.by_id.get(&id).ok_or_else(|| format!("room {} is not known", id.0))?;
+        let name = self.name(id).ok_or_else(|| format!("room {} is not known", id.0))?;
         let room = self.catalog.room(name.as_str()).map_err(|error| error.to_string())?;
         rooms.insert(id, Arc::clone(&room));
         Ok(room)

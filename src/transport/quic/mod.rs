@@ -11,8 +11,8 @@ use std::time::Duration;
 
 use quinn::crypto::rustls::QuicServerConfig;
 use quinn::{
-    ConnectionId, ConnectionIdGenerator, Endpoint, EndpointConfig, IdleTimeout, Runtime as _, ServerConfig, TokioRuntime,
-    TransportConfig, VarInt,
+    ConnectionId, ConnectionIdGenerator, Endpoint, EndpointConfig, IdleTimeout, Runtime as _, ServerConfig,
+    TokioRuntime, TransportConfig, VarInt,
 };
 use ring::hmac;
 

@@ -36,15 +36,14 @@ impl Keeper {
         self.shared.metrics.clock_alarm.set(if by_age { 0.0 } else { 1.0 });
         let now = self.shared.now();
         let rules = &self.rules;
-        let rule =
-            |name: &RoomName| rules.iter().find(|(pattern, _)| pattern.matches(name.as_str())).map(|(_, rule)| rule);
+        let rule = |name: &str| rules.iter().find(|(pattern, _)| pattern.matches(name)).map(|(_, rule)| rule);
         let due = self
             .shared
             .catalog
             .filter(RISES_MAX, |name, facts| rule(name).is_some_and(|rule| Excess::of(rule, facts, now, by_age).any()));
         let mut rises = Vec::new();
         for name in due {
-            let Some(rule) = rule(&name) else { continue };
+            let Some(rule) = rule(name.as_str()) else { continue };
             match self.rise(&name, rule, now, by_age) {
                 Ok(rise) => rises.extend(rise),
                 Err(error) => tracing::error!(room = %name, "retention cannot read the room: {error}"),

@@ -191,8 +191,8 @@ impl Keeper {
     fn retained_of_stretch(&self) -> (u64, u64) {
         let floors = self.shared.catalog.floors();
         let (mut bodies, mut blocks) = (0, 0);
-        for (id, name) in self.shared.catalog.by_id() {
-            let Some(room) = self.shared.catalog.loaded(&name) else { continue };
+        // What is at rest has nothing in the journal.
+        for (id, room) in self.shared.catalog.loaded_by_id() {
             let floor = floors.get(&id.0).copied().unwrap_or_default();
             let (mut bytes, mut batches) = (0, 0);
             room.with_state(|state| {
