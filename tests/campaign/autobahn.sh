@@ -2,7 +2,7 @@
 # nobody here wrote. The suite is for Python 2.7 only. AUTOBAHN_REPORT=DIR keeps its pages.
 #
 # Left out, because the answer is known: 12.* and 13.* (compression, which is never agreed on), and the four cases whose
-# message has more fragments (65,536 and 16,384) than the guard allows (4,096).
+# message has more fragments (65,536 and 16,384) than the guard allows (8,192).
 set -euo pipefail
 source tests/dispatch.sh
 source tests/server.sh

@@ -11,7 +11,7 @@ use std::task::{Context, Poll, Waker};
 use fastwebsockets::{Frame, OpCode, Role, WebSocketError, WebSocketRead, after_handshake_split};
 
 /// Fragments of one message; more are an attack on whoever counts only bytes.
-const FRAGMENTS_MAX: u32 = 4096;
+const FRAGMENTS_MAX: u32 = 8192;
 
 /// What RFC 6455 allows in a control frame, in bytes.
 const CONTROL_BYTES_MAX: u64 = 125;
