@@ -12,7 +12,7 @@ use s2n_quic::connection::Connection;
 use s2n_quic::provider::tls::rustls;
 use s2n_quic::stream::{ReceiveStream, SendStream};
 
-type Failure = Box<dyn std::error::Error>;
+type Failure = Box<dyn std::error::Error + Send + Sync>;
 
 const PATIENCE: Duration = Duration::from_secs(30);
 const ROOM: &str = "s2n";
@@ -275,7 +275,7 @@ async fn walk(client: &Client, port: u16) -> Result<usize, Failure> {
         for _ in &payloads {
             one.answers.expect(68).await?;
         }
-        Ok(())
+        Ok::<(), Failure>(())
     };
     let (sent, answered, live) = tokio::join!(sending, answering, take(&mut room, 0, payloads.len(), true));
     (sent?, answered?);
