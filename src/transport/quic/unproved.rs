@@ -3,9 +3,9 @@
 //! A first datagram may tell of a false sender, who is then flooded with the answers (RFC 9000 §8.1). quinn counts
 //! this, but sends a whole datagram whenever any of three times as much is left, and so up to four times.
 //!
-//! What is counted are long headers: nothing else is sent in a handshake, and packets of a session that stands have
-//! short ones, which cost a look at their first byte. An address is believed when a packet of the second half of the
-//! handshake comes from it; whoever forges one has the bound of quinn.
+//! An address is counted from its first datagram until it is believed: when a packet of the second half of the handshake,
+//! or of what follows, comes from it. Whoever forges one has the bound of quinn. While no address is counted, packets
+//! cost nothing.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -13,6 +13,7 @@ use std::io::{self, IoSliceMut};
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
@@ -38,10 +39,16 @@ const COUNTED_FOR: Duration = Duration::from_secs(10);
 pub(super) struct Unproved {
     socket: Arc<dyn AsyncUdpSocket>,
     counts: Mutex<Counts>,
+    /// How many addresses are counted.
+    counted: AtomicUsize,
 }
 
 #[derive(Default)]
-struct Counts(HashMap<SocketAddr, Count>);
+struct Counts {
+    addresses: HashMap<SocketAddr, Count>,
+    /// When those that were silent for long were last let go.
+    swept: Option<Instant>,
+}
 
 #[derive(Clone, Copy)]
 struct Count {
@@ -52,59 +59,43 @@ struct Count {
 
 impl fmt::Debug for Counts {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("Counts").field(&self.0.len()).finish()
+        f.debug_tuple("Counts").field(&self.addresses.len()).finish()
     }
 }
 
-/// The form of a packet, of which nothing but the first byte is looked at.
-#[derive(PartialEq, Eq)]
-enum Form {
-    Short,
-    Handshake,
-    OtherLong,
-}
-
-impl Form {
-    fn of(datagram: &[u8]) -> Self {
-        match datagram.first() {
-            Some(first) if first & 0x80 == 0 => Self::Short,
-            Some(first) if first & 0x30 == 0x20 => Self::Handshake,
-            Some(_) => Self::OtherLong,
-            None => Self::Short,
-        }
-    }
+/// Whether a datagram may begin a handshake: its first packet has a long header, and not that of the second half.
+fn may_begin(datagram: &[u8]) -> bool {
+    datagram.first().is_some_and(|first| first & 0x80 != 0 && first & 0x30 != 0x20)
 }
 
 impl Counts {
     fn received(&mut self, from: SocketAddr, datagram: &[u8], now: impl Fn() -> Instant) {
-        match Form::of(datagram) {
-            Form::Short => {}
-            Form::Handshake => _ = self.0.remove(&from),
-            Form::OtherLong => {
-                if let Some(count) = self.0.get_mut(&from) {
-                    count.received += datagram.len();
-                } else if datagram.len() >= INITIAL_BYTES_MIN {
-                    let since = now();
-                    if self.0.len() >= ADDRESSES_MAX {
-                        self.0.retain(|_, count| since.duration_since(count.since) < COUNTED_FOR);
-                    }
-                    if self.0.len() < ADDRESSES_MAX {
-                        self.0.insert(from, Count { since, received: datagram.len(), sent: 0 });
-                    }
-                }
+        if !may_begin(datagram) {
+            self.addresses.remove(&from);
+        } else if let Some(count) = self.addresses.get_mut(&from) {
+            count.received += datagram.len();
+        } else if datagram.len() >= INITIAL_BYTES_MIN {
+            let since = now();
+            let recent = |at: Instant| since.duration_since(at) < COUNTED_FOR;
+            if !self.swept.is_some_and(recent) {
+                self.addresses.retain(|_, count| recent(count.since));
+                self.swept = Some(since);
+            }
+            if self.addresses.len() < ADDRESSES_MAX {
+                self.addresses.insert(from, Count { since, received: datagram.len(), sent: 0 });
             }
         }
     }
 
     /// How many of the bytes may be sent, in whole datagrams.
     fn admits(&self, to: SocketAddr, bytes: usize, datagram_bytes: usize) -> usize {
-        let Some(count) = self.0.get(&to) else { return bytes };
+        let Some(count) = self.addresses.get(&to) else { return bytes };
         let left = (FACTOR * count.received).saturating_sub(count.sent);
         if bytes <= left { bytes } else { left / datagram_bytes * datagram_bytes }
     }
 
     fn sent(&mut self, to: SocketAddr, bytes: usize) {
-        if let Some(count) = self.0.get_mut(&to) {
+        if let Some(count) = self.addresses.get_mut(&to) {
             count.sent += bytes;
         }
     }
@@ -112,7 +103,7 @@ impl Counts {
 
 impl Unproved {
     pub(super) fn new(socket: Arc<dyn AsyncUdpSocket>) -> Self {
-        Self { socket, counts: Mutex::default() }
+        Self { socket, counts: Mutex::default(), counted: AtomicUsize::new(0) }
     }
 }
 
@@ -122,7 +113,7 @@ impl AsyncUdpSocket for Unproved {
     }
 
     fn try_send(&self, transmit: &Transmit<'_>) -> io::Result<()> {
-        if Form::of(transmit.contents) == Form::Short {
+        if self.counted.load(Ordering::Relaxed) == 0 {
             return self.socket.try_send(transmit);
         }
         let to = transmit.destination;
@@ -149,8 +140,10 @@ impl AsyncUdpSocket for Unproved {
         let received = ready!(self.socket.poll_recv(cx, bufs, meta))?;
         for (buffer, meta) in bufs.iter().zip(&*meta).take(received) {
             for datagram in buffer[..meta.len].chunks(meta.stride.max(1)) {
-                if Form::of(datagram) != Form::Short {
-                    self.counts.lock().received(meta.addr, datagram, Instant::now);
+                if self.counted.load(Ordering::Relaxed) > 0 || may_begin(datagram) {
+                    let mut counts = self.counts.lock();
+                    counts.received(meta.addr, datagram, Instant::now);
+                    self.counted.store(counts.addresses.len(), Ordering::Relaxed);
                 }
             }
         }
@@ -219,22 +212,24 @@ mod tests {
     fn an_address_that_goes_on_with_the_handshake_is_counted_no_more() {
         let (mut counts, start) = (Counts::default(), Instant::now());
         counts.received(peer(1), &datagram(INITIAL, 1200), || start);
-        counts.received(peer(1), &datagram(SHORT, 1200), || start);
         assert_eq!(counts.admits(peer(1), 9000, 9000), 0);
-        counts.received(peer(1), &datagram(HANDSHAKE, 40), || start);
-        assert_eq!(counts.admits(peer(1), 9000, 9000), 9000);
+        for proof in [HANDSHAKE, SHORT] {
+            counts.received(peer(1), &datagram(proof, 40), || start);
+            assert_eq!(counts.admits(peer(1), 9000, 9000), 9000);
+            counts.received(peer(1), &datagram(INITIAL, 1200), || start);
+        }
     }
 
     #[test]
     fn so_many_addresses_are_counted_and_old_ones_make_room() {
         let (mut counts, start) = (Counts::default(), Instant::now());
         counts.received(peer(1), &datagram(INITIAL, 1199), || start);
-        assert!(counts.0.is_empty(), "it begins no handshake");
+        assert!(counts.addresses.is_empty(), "it begins no handshake");
         for port in 0..2000 {
             counts.received(peer(port), &datagram(INITIAL, 1200), || start);
         }
-        assert_eq!(counts.0.len(), ADDRESSES_MAX);
+        assert_eq!(counts.addresses.len(), ADDRESSES_MAX);
         counts.received(peer(3000), &datagram(INITIAL, 1200), || start + COUNTED_FOR);
-        assert_eq!(counts.0.len(), 1);
+        assert_eq!(counts.addresses.len(), 1);
     }
 }
