@@ -262,14 +262,14 @@ def little_fragments():
     for first, more, count in ((head(0x02, 0), head(0x00, 0), 200_000), (head(0x02, 1) + b"x", head(0x00, 1) + b"x", 60_000)):
         one = upgraded()
         try:
-            one.socket.sendall(first + more * 5000)
-            one.socket.sendall(more * (count - 5000))
+            one.socket.sendall(first + more * 10_000)
+            one.socket.sendall(more * (count - 10_000))
         except OSError:
             pass
         code = close_of(one)
         assert code in (1009, None), code
         second = upgraded()
-        second.socket.sendall(first + more * 4100)
+        second.socket.sendall(first + more * 8200)
         assert close_of(second) == 1009
     return "1009"
 
