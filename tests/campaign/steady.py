@@ -26,7 +26,7 @@ CHURNING, SLOW, DEAD = 6, 20, 20
 DEAD_SECONDS = 90
 SAMPLE_SECONDS = 5
 COLUMNS = ("seconds resident_kib descriptors threads connections disk_kib volumes rooms published_per_s "
-           "ack_p50_ms ack_p99_ms").split()
+           "ack_p50_ms ack_p99_ms budgets_kib").split()
 # From how many minutes on a slope says something.
 MINUTES_MIN = 20
 
@@ -166,7 +166,7 @@ class Instruments:
                 total = metrics["roomlog_published_records_total"]
                 row = (now - began, resident, len(os.listdir(f"/proc/{self.pid}/fd")), threads, metrics["roomlog_connections"],
                        self.disk_kib(), metrics["roomlog_volumes"], metrics["roomlog_rooms"],
-                       (total - published) / (now - before), *at)
+                       (total - published) / (now - before), *at, metrics["roomlog_budget_used_bytes"] / 1024)
                 published, before = total, now
                 file.write(",".join(f"{value:.10g}" for value in row) + "\n")
                 if self.failure:

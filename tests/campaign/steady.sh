@@ -70,7 +70,7 @@ for index in "${!parts[@]}"; do
 done
 python3 tests/campaign/plot.py "$out/steady.csv" "$out/steady.svg" \
     "One server for $minutes minutes: $rooms rooms and more, a crowd that comes and goes, retention" \
-    "resident_kib:resident memory, MiB:0.0009765625" "descriptors+connections:descriptors, and connections of them" \
+    "resident_kib+budgets_kib:memory, MiB:0.0009765625" "descriptors+connections:descriptors, and connections of them" \
     threads:threads "disk_kib:disk, MiB:0.0009765625" volumes:volumes "published_per_s:records published in a second" \
     "ack_p50_ms+ack_p99_ms:time to an acknowledgement, ms"
 echo "$out/steady.csv, $out/steady.svg"
