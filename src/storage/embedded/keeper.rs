@@ -54,7 +54,7 @@ const JUDGE_PAUSE: u32 = 20;
 /// The input of a build is so long, in bytes, between two looks whether the journal needs a file.
 const RESERVE_EVERY_BYTES: usize = 4 << 20;
 
-/// A rewrite looks whether a stretch is due once in so many blocks: it costs a few locks.
+/// A rewrite looks whether a stretch is due, or the log is closed, once in so many blocks: it costs a few locks.
 const LOOK_EVERY_INPUTS: u64 = 64;
 
 /// So many batches in the journal make a stretch due however short they are: what is known of their places is in
@@ -215,6 +215,7 @@ impl Keeper {
                 self.judge_after = behind(begun, RETRY_AFTER);
             }
             Ok(Tidied::Some) => self.finish(Work::Rewrite, begun, Ok(())),
+            Err(KeepError::Volume(VolumeError::Stopped)) => {}
             Err(error) => self.finish(Work::Rewrite, begun, Err(error)),
         }
     }
@@ -459,6 +460,10 @@ impl Keeper {
         let (mut bytes, mut inputs) = (0, 0_u64);
         let input = input.into_iter().map(|input| {
             if work == Work::Rewrite && inputs.is_multiple_of(LOOK_EVERY_INPUTS) {
+                // Nothing is lost with it: the next start finds the volumes as they were.
+                if self.shared.keeper.lock().stop {
+                    return Err(VolumeError::Stopped);
+                }
                 self.build_meanwhile();
             }
             inputs += 1;

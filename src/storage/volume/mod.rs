@@ -136,6 +136,9 @@ pub enum VolumeError {
     /// There is no such volume among those that exist.
     #[error("there is no volume {0}")]
     NoVolume(VolumeId),
+    /// The log is being closed, and the volume was not needed.
+    #[error("given up, the log is being closed")]
+    Stopped,
 }
 
 /// What the caller should do about a [`VolumeError`].
@@ -149,6 +152,8 @@ pub enum VolumeErrorKind {
     Damaged,
     /// Look at where the input or the number of the volume comes from.
     Input,
+    /// Nothing.
+    Stopped,
 }
 
 impl From<VolumeError> for StorageError {
@@ -171,7 +176,7 @@ impl From<VolumeError> for StorageError {
                 Ok(error) => *error,
                 Err(error) => input(error.to_string()),
             },
-            VolumeError::NoVolume(_) => input(error.to_string()),
+            VolumeError::NoVolume(_) | VolumeError::Stopped => input(error.to_string()),
         }
     }
 }
@@ -192,6 +197,7 @@ impl VolumeError {
             Self::Io { .. } | Self::Store(BlockStoreError::Io { .. }) => VolumeErrorKind::Io,
             Self::Damaged(_) | Self::Store(BlockStoreError::Damaged { .. }) => VolumeErrorKind::Damaged,
             Self::Input(_) | Self::NoVolume(_) => VolumeErrorKind::Input,
+            Self::Stopped => VolumeErrorKind::Stopped,
         }
     }
 

@@ -7,6 +7,8 @@ use std::time::Duration;
 
 use super::*;
 use crate::storage::block_store::{BlockKey, BlockReader, BlockStoreError, BlockWriter};
+use crate::storage::embedded::keeper::KeepError;
+use crate::storage::volume::VolumeError;
 
 fn new_store() -> Arc<dyn BlockStore> {
     Arc::new(MemoryBlockStore::default())
@@ -255,6 +257,26 @@ fn a_stretch_that_is_due_does_not_wait_for_the_end_of_a_rewrite_whenever_the_pow
         assert!((2..=3).contains(&volumes(&log).len()), "cut at {cut}: {:?}", volumes(&log));
         check(&log);
     }
+}
+
+#[test]
+fn a_log_that_is_closed_does_not_wait_for_the_end_of_a_rewrite() {
+    let (disk, store) = (FaultyDisk::new(1), new_store());
+    let mut log = Stepped::open(options(1), &disk, &store).expect("a new log");
+    let mut publisher = Source::new("one");
+    for _ in 0..8 {
+        log.publish(&[publisher.next(3, 100)]).pop().expect("one answer").expect("stored");
+        log.keeper.build().expect("built");
+    }
+    log.shared.keeper.lock().stop = true;
+    assert!(matches!(log.keeper.rewrite(), Err(KeepError::Volume(VolumeError::Stopped))));
+    assert_eq!(log.shared.volumes.infos().len(), 8, "as they were");
+    assert_eq!(log.read("one").len(), 24);
+    log.close().expect("closed");
+    let mut log = Stepped::open(options(1), &disk, &store).expect("it opens");
+    log.keeper.rewrite().expect("nothing fails");
+    assert_eq!(log.shared.volumes.infos().len(), 1);
+    assert_eq!(log.read("one").len(), 24);
 }
 
 /// A store that looks at something before it finishes a volume.
