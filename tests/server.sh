@@ -138,6 +138,17 @@ ledger() {
 # shellcheck disable=SC2034 # Of those who source this.
 history=(env PYTHONDONTWRITEBYTECODE=1 PYTHONPATH=tests/extended python3 tests/faults/history.py)
 
+# What makes a [storage] table that is bounded low, so that all of it is full soon.
+bounded_low() {
+    cat <<END
+stretch_bytes = "16 MiB"
+journal_bytes_max = "128 MiB"
+tails_bytes_max = "8 MiB"
+block_cache_bytes_max = "8 MiB"
+open_volumes_bytes_max = "32 MiB"
+END
+}
+
 # resident PROCESS: its resident memory in KiB.
 resident() {
     awk '/^VmRSS:/ { print $2 }' "/proc/$1/status"

@@ -9,11 +9,7 @@ quic_off=0
 begin
 cat >"$work/broker.toml" <<END
 [storage]
-stretch_bytes = "16 MiB"
-journal_bytes_max = "128 MiB"
-tails_bytes_max = "8 MiB"
-block_cache_bytes_max = "8 MiB"
-open_volumes_bytes_max = "32 MiB"
+$(bounded_low)
 
 [[retention]]
 rooms = "storm/*"

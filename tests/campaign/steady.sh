@@ -28,11 +28,7 @@ cat >"$work/broker.toml" <<END_OF_FILE
 stall_timeout = "1 min"
 
 [storage]
-stretch_bytes = "16 MiB"
-journal_bytes_max = "128 MiB"
-tails_bytes_max = "8 MiB"
-block_cache_bytes_max = "8 MiB"
-open_volumes_bytes_max = "32 MiB"
+$(bounded_low)
 publishers_per_room = 100
 publisher_age_max = "1 min"
 

@@ -90,6 +90,31 @@ async fn rooms_that_are_left_while_they_wait_for_the_store_do_not_keep_it_from_t
 }
 
 #[tokio::test]
+async fn what_is_let_go_of_after_it_was_read_ahead_comes_once_all_the_same() {
+    let broker = without_tails(1).await;
+    let rooms = rooms_with_one_record(&broker, 9).await;
+    let woken = Arc::<Woken>::default();
+    let readers = broker.readers(1, Arc::clone(&woken) as Arc<dyn Wake>);
+    join_all(&readers, &rooms);
+    let (mut live, mut records) = (0, 0);
+    while live < 9 {
+        // As many are read ahead as may be.
+        let deadline = Instant::now() + PATIENCE;
+        while broker.inner.pool.waiting() > 0 && Instant::now() < deadline {
+            std::thread::yield_now();
+        }
+        readers.settle();
+        pull_until(&readers, &woken, "those that were let go of", |output| {
+            records += u32::from(matches!(output, Output::Records(..)));
+            live += u32::from(matches!(output, Output::Live(..)));
+            // One at least, and what comes with it.
+            true
+        });
+    }
+    assert_eq!(records, 9);
+}
+
+#[tokio::test]
 async fn paused_rooms_do_not_keep_the_others_from_the_store() {
     let broker = without_tails(1).await;
     let rooms = rooms_with_one_record(&broker, 9).await;

@@ -69,21 +69,19 @@ fn may_begin(datagram: &[u8]) -> bool {
 }
 
 impl Counts {
-    fn received(&mut self, from: SocketAddr, datagram: &[u8], now: impl Fn() -> Instant) {
+    fn received(&mut self, from: SocketAddr, datagram: &[u8], now: Instant) {
+        let recent = |at: Instant| now.duration_since(at) < COUNTED_FOR;
+        // Whatever comes, so that none is counted any more soon after the last one has begun.
+        if !self.swept.is_some_and(recent) {
+            self.addresses.retain(|_, count| recent(count.since));
+            self.swept = Some(now);
+        }
         if !may_begin(datagram) {
             self.addresses.remove(&from);
         } else if let Some(count) = self.addresses.get_mut(&from) {
             count.received += datagram.len();
-        } else if datagram.len() >= INITIAL_BYTES_MIN {
-            let since = now();
-            let recent = |at: Instant| since.duration_since(at) < COUNTED_FOR;
-            if !self.swept.is_some_and(recent) {
-                self.addresses.retain(|_, count| recent(count.since));
-                self.swept = Some(since);
-            }
-            if self.addresses.len() < ADDRESSES_MAX {
-                self.addresses.insert(from, Count { since, received: datagram.len(), sent: 0 });
-            }
+        } else if datagram.len() >= INITIAL_BYTES_MIN && self.addresses.len() < ADDRESSES_MAX {
+            self.addresses.insert(from, Count { since: now, received: datagram.len(), sent: 0 });
         }
     }
 
@@ -142,7 +140,7 @@ impl AsyncUdpSocket for Unproved {
             for datagram in buffer[..meta.len].chunks(meta.stride.max(1)) {
                 if self.counted.load(Ordering::Relaxed) > 0 || may_begin(datagram) {
                     let mut counts = self.counts.lock();
-                    counts.received(meta.addr, datagram, Instant::now);
+                    counts.received(meta.addr, datagram, Instant::now());
                     self.counted.store(counts.addresses.len(), Ordering::Relaxed);
                 }
             }
@@ -188,12 +186,12 @@ mod tests {
     #[test]
     fn an_address_that_proves_nothing_gets_three_times_what_came_and_not_a_byte_more() {
         let (mut counts, start) = (Counts::default(), Instant::now());
-        counts.received(peer(1), &datagram(INITIAL, 1200), || start);
+        counts.received(peer(1), &datagram(INITIAL, 1200), start);
         for (bytes, admitted) in [(1200, 1200), (711, 711), (1200, 1200), (711, 0), (489, 489), (1, 0)] {
             assert_eq!(counts.admits(peer(1), bytes, bytes), admitted, "{bytes}");
             counts.sent(peer(1), admitted);
         }
-        counts.received(peer(1), &datagram(INITIAL, 60), || start);
+        counts.received(peer(1), &datagram(INITIAL, 60), start);
         assert_eq!(counts.admits(peer(1), 181, 181), 0);
         assert_eq!(counts.admits(peer(1), 180, 180), 180, "what comes later counts, too");
         assert_eq!(counts.admits(peer(2), 9000, 1200), 9000, "nothing came from there");
@@ -202,7 +200,7 @@ mod tests {
     #[test]
     fn of_several_datagrams_as_many_are_sent_as_may_be() {
         let (mut counts, start) = (Counts::default(), Instant::now());
-        counts.received(peer(1), &datagram(INITIAL, 1250), || start);
+        counts.received(peer(1), &datagram(INITIAL, 1250), start);
         assert_eq!(counts.admits(peer(1), 4 * 1200, 1200), 3 * 1200);
         counts.sent(peer(1), 3 * 1200);
         assert_eq!(counts.admits(peer(1), 2 * 1200, 1200), 0);
@@ -211,25 +209,27 @@ mod tests {
     #[test]
     fn an_address_that_goes_on_with_the_handshake_is_counted_no_more() {
         let (mut counts, start) = (Counts::default(), Instant::now());
-        counts.received(peer(1), &datagram(INITIAL, 1200), || start);
+        counts.received(peer(1), &datagram(INITIAL, 1200), start);
         assert_eq!(counts.admits(peer(1), 9000, 9000), 0);
         for proof in [HANDSHAKE, SHORT] {
-            counts.received(peer(1), &datagram(proof, 40), || start);
+            counts.received(peer(1), &datagram(proof, 40), start);
             assert_eq!(counts.admits(peer(1), 9000, 9000), 9000);
-            counts.received(peer(1), &datagram(INITIAL, 1200), || start);
+            counts.received(peer(1), &datagram(INITIAL, 1200), start);
         }
     }
 
     #[test]
     fn so_many_addresses_are_counted_and_old_ones_make_room() {
         let (mut counts, start) = (Counts::default(), Instant::now());
-        counts.received(peer(1), &datagram(INITIAL, 1199), || start);
+        counts.received(peer(1), &datagram(INITIAL, 1199), start);
         assert!(counts.addresses.is_empty(), "it begins no handshake");
         for port in 0..2000 {
-            counts.received(peer(port), &datagram(INITIAL, 1200), || start);
+            counts.received(peer(port), &datagram(INITIAL, 1200), start);
         }
         assert_eq!(counts.addresses.len(), ADDRESSES_MAX);
-        counts.received(peer(3000), &datagram(INITIAL, 1200), || start + COUNTED_FOR);
+        counts.received(peer(3000), &datagram(INITIAL, 1200), start + COUNTED_FOR);
         assert_eq!(counts.addresses.len(), 1);
+        counts.received(peer(4000), &datagram(SHORT, 40), start + 2 * COUNTED_FOR);
+        assert!(counts.addresses.is_empty(), "whatever comes lets go of the old ones");
     }
 }
