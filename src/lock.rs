@@ -25,7 +25,6 @@ impl<T> Mutex<T> {
     }
 
     /// The lock, if nobody holds it.
-    #[cfg(feature = "server")]
     #[inline]
     pub(crate) fn try_lock(&self) -> Option<MutexGuard<'_, T>> {
         match self.0.try_lock() {

@@ -28,7 +28,7 @@ const HEAD_BYTES: usize = 48;
 
 /// How a session is told that one of its rooms has something to read.
 pub trait Wake: Send + Sync {
-    /// Something can be pulled. Called on the committer's thread too: must be quick and must not block.
+    /// Something can be pulled. Called on the thread that commits, too: must be quick and must not block.
     fn wake(&self, targets: Targets);
 }
 

@@ -42,6 +42,24 @@ const BACKLOG: u32 = 1024;
 /// How often histograms are taken over and gauges are set.
 const UPKEEP: Duration = Duration::from_secs(2);
 
+/// Prepares a multi-threaded runtime for a server: a worker that would sleep commits and serves first what its sessions
+/// have begun, instead of waking another thread for that. It saves a thread's hop for each publish on a server that is not
+/// busy, and is worth nothing with a single worker, which would hear nobody while it syncs.
+///
+/// Takes the place of whatever [`on_thread_park`](tokio::runtime::Builder::on_thread_park) was told before. A server
+/// in a runtime that is not prepared does the same work on other threads.
+///
+/// ```
+/// # fn main() -> std::io::Result<()> {
+/// let mut builder = tokio::runtime::Builder::new_multi_thread();
+/// let runtime = roomlog::server::prepare(builder.enable_all()).build()?;
+/// # Ok(())
+/// # }
+/// ```
+pub fn prepare(runtime: &mut tokio::runtime::Builder) -> &mut tokio::runtime::Builder {
+    runtime.on_thread_park(crate::turn::before_sleep)
+}
+
 /// Why a server could not be started.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]

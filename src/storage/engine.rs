@@ -254,7 +254,8 @@ pub struct Answer {
     pub outcome: Outcome,
 }
 
-/// Takes the answers to publishes. Called on the committer's thread: must be quick and must not block.
+/// Takes the answers to publishes. Called on the thread that commits, which may be a worker of the
+/// runtime: must be quick and must not block.
 pub trait Reply: Send + Sync + Debug {
     /// What a commit has answered of the publishes that were handed over together, in their order; `targets` says
     /// whether it is worth sending the answers on this thread.

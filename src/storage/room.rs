@@ -38,7 +38,7 @@ impl Facts {
     }
 }
 
-/// Who is told that a room has new records. Called on the committer's thread: must be quick and must not block.
+/// Who is told that a room has new records. Called on the thread that commits: must be quick and must not block.
 pub trait Follow: Send + Sync {
     /// Records have become visible; `targets` says whether it is worth serving the follower on this thread.
     fn advanced(&self, targets: Targets);

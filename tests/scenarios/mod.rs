@@ -17,16 +17,16 @@ macro_rules! scenarios {
         }
 
         mod websocket {
-            $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-            async fn $name() {
-                super::$name($crate::scenarios::world::Via::WebSocket, 1).await;
+            $(#[test]
+            fn $name() {
+                $crate::scenarios::in_prepared_runtime(super::$name($crate::scenarios::world::Via::WebSocket, 1));
             })*
         }
 
         mod quic {
-            $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-            async fn $name() {
-                super::$name($crate::scenarios::world::Via::Quic, 1).await;
+            $(#[test]
+            fn $name() {
+                $crate::scenarios::in_prepared_runtime(super::$name($crate::scenarios::world::Via::Quic, 1));
             })*
         }
 
@@ -41,3 +41,9 @@ macro_rules! scenarios {
 }
 
 pub(crate) use scenarios;
+
+/// In a runtime as the program has it: its workers make commits themselves.
+pub(crate) fn in_prepared_runtime(scenario: impl Future<Output = ()>) {
+    let mut builder = tokio::runtime::Builder::new_multi_thread();
+    roomlog::server::prepare(builder.worker_threads(2).enable_all()).build().expect("a runtime").block_on(scenario);
+}

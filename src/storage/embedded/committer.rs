@@ -1,15 +1,15 @@
 //! The committer: all that queued while the last fsync ran goes out in the next one.
 //!
-//! One thread gives out offsets, writes the journal, and makes records visible, in this order: judge and place →
-//! one write → one fdatasync → tails and index → answers → wakes. It is a state machine that a test can step; the
-//! thread only drives it.
+//! One thread at a time gives out offsets, writes the journal, and makes records visible, in this order: judge and place →
+//! one write → one fdatasync → tails and index → answers → wakes. It is a state machine that a test can step; whoever
+//! has the seat (`seat.rs`) only drives it.
 
 use std::any::Any;
 use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use bytes::Bytes;
 
@@ -36,9 +36,6 @@ const BYTES_IN_PLACE_MAX: usize = 64 << 10;
 /// Up to so many publishers are answered on this very thread, however many are to be woken: they wait for that with
 /// their next records.
 const REPLIES_IN_PLACE_MAX: usize = 4;
-
-/// How long the committer waits before it looks whether the journal has become shorter.
-const BEHIND_PERIOD: Duration = Duration::from_millis(20);
 
 /// What a batch in a tail takes beyond its body, about, in bytes.
 const TAIL_BATCH_OVERHEAD_BYTES: usize = 192;
@@ -153,20 +150,16 @@ impl Committer {
         }
     }
 
-    /// Runs until the queue is closed and empty; gives back the journal.
+    /// Steps until the queue is closed and empty; gives back the journal.
+    #[cfg(test)]
     pub(crate) fn run(mut self) -> Journal {
-        self.shared.queue.set_committer(std::thread::current());
-        loop {
-            if self.must_wait() {
-                std::thread::park_timeout(BEHIND_PERIOD);
-                continue;
-            }
-            match self.step() {
-                Step::Answered => {}
-                Step::Idle => self.shared.queue.wait(),
-                Step::Closed => return self.journal,
-            }
-        }
+        while self.step() != Step::Closed {}
+        self.journal
+    }
+
+    /// The journal, when nothing more is to be committed.
+    pub(super) fn into_journal(self) -> Journal {
+        self.journal
     }
 
     /// Whether commits have to wait until the keeper has made room in the journal. What cannot be stored anyway

@@ -1,6 +1,7 @@
 //! The embedded log: a committer thread, a journal, volumes, and the house-keeping between them.
 //!
-//! Two threads: the committer (`committer.rs`) makes records durable and visible; the keeper (`keeper.rs`) turns
+//! Two threads: the committer's (`committer.rs`) makes records durable and visible, unless a worker that has nothing
+//! else to do is at it already (`seat.rs`); the keeper (`keeper.rs`) turns
 //! closed stretches of journal into volumes, applies retention, and looks after space. Reads come from whatever
 //! thread wants to read, and look at tail, journal, volumes and floor, in this order.
 
@@ -11,6 +12,7 @@ mod keeper;
 mod queue;
 mod reading;
 mod recovery;
+mod seat;
 #[cfg(test)]
 mod stepped;
 
@@ -113,6 +115,7 @@ impl Shared {
 /// The embedded log of one data directory.
 pub(crate) struct Embedded {
     shared: Arc<Shared>,
+    seat: Arc<seat::Seat>,
     threads: Mutex<Option<Threads>>,
 }
 
@@ -150,9 +153,11 @@ impl Embedded {
         keeper.judge_space();
         let committer = committer::Committer::new(Arc::clone(&shared), journal, next_room);
         let spawn = |name: &str| std::thread::Builder::new().name(name.to_owned());
-        let committer = spawn("roomlog-commit").spawn(move || committer.run()).map_err(OpenError::Threads)?;
+        let seat = Arc::new(seat::Seat::new(Arc::clone(&shared), committer));
+        let taken = Arc::clone(&seat);
+        let committer = spawn("roomlog-commit").spawn(move || taken.run()).map_err(OpenError::Threads)?;
         let keeper = spawn("roomlog-keep").spawn(move || keeper.run()).map_err(OpenError::Threads)?;
-        Ok(Self { shared, threads: Mutex::new(Some(Threads { committer, keeper, lock })) })
+        Ok(Self { shared, seat, threads: Mutex::new(Some(Threads { committer, keeper, lock })) })
     }
 
     fn refuse(submission: &mut Submission) {
@@ -180,6 +185,8 @@ impl Engine for Embedded {
     fn submit(&self, submission: &mut Submission) {
         if !self.shared.queue.submit(submission) {
             Self::refuse(submission);
+        } else {
+            self.seat.see_to_it();
         }
     }
 
@@ -211,8 +218,7 @@ impl Engine for Embedded {
         // Held to the end: whoever else closes comes back when it is closed.
         let mut held = self.threads.lock();
         let Some(threads) = held.take() else { return };
-        let here = std::thread::current().id();
-        if threads.committer.thread().id() == here {
+        if seat::commits_here() {
             // The last owner was a publisher or a follower. The committer cannot wait for its own end.
             self.shared.queue.close();
             let shared = Arc::clone(&self.shared);

@@ -84,7 +84,7 @@ pub(crate) struct CommitQueue {
     /// Floors that are to rise and have not been committed yet.
     rising: AtomicUsize,
     risen: AtomicU64,
-    /// Whether the committer has gone to sleep.
+    /// Whether nobody is to look at what waits, until somebody claims it.
     asleep: AtomicBool,
     closed: AtomicBool,
     committer: std::sync::OnceLock<Thread>,
@@ -102,7 +102,7 @@ impl CommitQueue {
         let _ = self.committer.set(thread);
     }
 
-    /// Adds a session's appends; false if the queue is closed.
+    /// Adds a session's appends; false if the queue is closed. Wakes nobody: see [`CommitQueue::claim`].
     pub(crate) fn submit(&self, submission: &mut Submission) -> bool {
         let mut gathered = self.gathered.lock();
         if self.closed.load(Ordering::SeqCst) {
@@ -128,7 +128,6 @@ impl CommitQueue {
         }
         drop(gathered);
         submission.clear();
-        self.wake();
         true
     }
 
@@ -185,21 +184,46 @@ impl CommitQueue {
         self.closed.load(Ordering::SeqCst)
     }
 
-    /// Wakes the committer, if it sleeps: a system call only then.
-    fn wake(&self) {
-        if self.asleep.swap(false, Ordering::SeqCst)
-            && let Some(thread) = self.committer.get()
-        {
+    /// Whether nobody is to look at what waits: then it is the caller who has to see to it that somebody does.
+    pub(crate) fn claim(&self) -> bool {
+        self.asleep.swap(false, Ordering::SeqCst)
+    }
+
+    /// Wakes the committer's thread, for what has been claimed.
+    pub(crate) fn unpark(&self) {
+        if let Some(thread) = self.committer.get() {
             thread.unpark();
         }
     }
 
-    /// Sleeps until something waits. To be called by the committer alone.
+    /// Wakes the committer's thread if nobody is to look at what waits: a system call only then.
+    pub(crate) fn wake(&self) {
+        if self.claim() {
+            self.unpark();
+        }
+    }
+
+    /// Sleeps until something waits. To be called by the committer's thread alone.
     pub(crate) fn wait(&self) {
-        self.asleep.store(true, Ordering::SeqCst);
-        if self.gathered.lock().is_empty() && !self.is_closed() {
+        // Whoever has claimed what waits looks at it himself, or wakes this thread.
+        while !self.rest() {
             std::thread::park();
         }
-        self.asleep.store(false, Ordering::SeqCst);
+    }
+
+    /// Wakes the committer's thread if anything waits, whoever has claimed it. To be called now and then: nobody who has
+    /// claimed something forgets it, but publishers must not wait for ever for one who does.
+    pub(crate) fn look_after(&self) {
+        if !self.gathered.lock().is_empty() {
+            self.unpark();
+        }
+    }
+
+    /// Puts the queue to sleep: whoever submits from here on sees to it. Whether there is something all the same that
+    /// the caller has to look at.
+    pub(crate) fn rest(&self) -> bool {
+        self.asleep.store(true, Ordering::SeqCst);
+        let waits = !self.gathered.lock().is_empty() || self.is_closed();
+        waits && self.claim()
     }
 }

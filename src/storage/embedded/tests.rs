@@ -23,6 +23,7 @@ use crate::types::{NewRecord, Offset, PublisherId, Time};
 mod committing;
 mod keeping;
 mod reading;
+mod seats;
 mod space;
 
 /// The outgoing queue of a publisher in a room.

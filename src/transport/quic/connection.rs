@@ -17,6 +17,7 @@ use crate::storage::{Answer, Reply, Targets};
 use crate::transport::encode::Tally;
 use crate::transport::timer::Timer;
 use crate::transport::{CLOSE_TIMEOUT, QUEUE_RETRY, READ_BYTES, ROUNDS};
+use crate::turn;
 
 /// Serves a session until it is over.
 pub(crate) async fn serve(connection: quinn::Connection, broker: Broker, number: u64, outbox: Arc<Outbox>) {
@@ -115,6 +116,7 @@ struct Task {
 
 impl Task {
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Over> {
+        let _turn = turn::begin();
         let now = Instant::now();
         self.outbox.take_kick(cx);
         let mut tally = Tally::default();

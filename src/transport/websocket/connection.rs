@@ -31,6 +31,7 @@ use crate::session::{Due, End, Life, Outbox, Reading, Service, Streams};
 use crate::storage::{Answer, Refused, Reply, Targets};
 use crate::transport::timer::Timer;
 use crate::transport::{CLOSE_TIMEOUT, QUEUE_RETRY, READ_BYTES, ROUNDS};
+use crate::turn;
 use crate::types::RoomName;
 
 /// So much is read of a peer that has been told goodbye, in bytes: more than buffers hold on the way. Who sends on all the
@@ -285,6 +286,7 @@ thread_local! {
 
 impl Task {
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Over> {
+        let _turn = turn::begin();
         let now = Instant::now();
         self.unwritten |= self.connection.outbox.take_kick(cx);
         match self.rounds(cx, now) {

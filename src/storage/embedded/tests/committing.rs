@@ -9,7 +9,7 @@ fn open(options: Options) -> Stepped {
     Stepped::open(options, &FaultyDisk::new(1), &store).expect("a new log")
 }
 
-fn record() -> (Vec<u8>, u32) {
+pub(super) fn record() -> (Vec<u8>, u32) {
     let mut area = Vec::new();
     RecordArea::push(&mut area, &NewRecord::new(b"x"));
     let hash = record_hash(RecordArea(&area).split_first().expect("encoded just now").expect("a record").0);
@@ -196,7 +196,7 @@ impl BlockStore for Trap {
     }
 }
 
-fn wait_for(what: &str, mut there: impl FnMut() -> bool) {
+pub(super) fn wait_for(what: &str, mut there: impl FnMut() -> bool) {
     let deadline = Instant::now() + Duration::from_secs(60);
     while !there() {
         assert!(Instant::now() < deadline, "in vain: {what}");
@@ -204,13 +204,13 @@ fn wait_for(what: &str, mut there: impl FnMut() -> bool) {
     }
 }
 
-fn started(options: Options, store: Arc<dyn BlockStore>) -> Embedded {
+pub(super) fn started(options: Options, store: Arc<dyn BlockStore>) -> Embedded {
     let disk = Arc::new(FaultyDisk::new(1));
     let parts = assemble(options, Arc::new(Metrics::disabled()), disk, store).expect("a new log");
     Embedded::start(parts, None).expect("threads")
 }
 
-fn submit_one(engine: &dyn Engine, reply: Arc<dyn Reply>) {
+pub(super) fn submit_one(engine: &dyn Engine, reply: Arc<dyn Reply>) {
     let (area, hash) = record();
     let room = engine.room(&RoomName::new("one").expect("a name")).expect("a room");
     let mut submission = Submission::new(reply);
@@ -250,6 +250,7 @@ fn a_log_whose_last_owner_is_dropped_on_the_committers_thread_is_closed() {
     let mut submission = Submission::new(owner as Arc<dyn Reply>);
     submission.push(&room, &Arc::from(""), PublisherId([1; 16]), 1, None, 0, &area, &[hash]);
     assert!(shared.queue.submit(&mut submission));
+    shared.queue.wake();
     last.recv_timeout(Duration::from_secs(60)).expect("the committer answers");
     wait_for("the log is closed", || *shared.health.lock() == Health::Closed);
 }
