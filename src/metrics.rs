@@ -181,6 +181,8 @@ labels! {
         CommitQueue = "commit_queue",
         /// Bytes on their way to peers.
         SendBuffers = "send_buffers",
+        /// What peers have sent of messages that are not complete.
+        ReceiveBuffers = "receive_buffers",
     }
 }
 

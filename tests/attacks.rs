@@ -329,3 +329,34 @@ async fn a_close_is_answered_with_a_close() {
     assert_eq!(session.raw.end().await, (None, Some(1000)));
     assert_eq!(session.raw.next().await, Incoming::Eof);
 }
+
+#[tokio::test]
+async fn messages_that_never_end_take_no_more_memory_than_they_may() {
+    let (server, exporter) = server(|limits, options| {
+        options.receive_bytes_max = 1 << 20;
+        limits.idle_timeout = std::time::Duration::from_secs(3);
+    })
+    .await;
+    let large = ws_frame(0x82, &publish(1, "tea", PublisherId([7; 16]), 1, &[&vec![b'x'; 250_000]]));
+    let (mut kept, mut closes) = (Vec::new(), Vec::new());
+    for _ in 0..12 {
+        let mut session = Session::open(address(&server)).await;
+        session.raw.send(&large[..200_000]).await;
+        kept.push(session);
+    }
+    // A small one is received all the same.
+    Session::open(address(&server)).await.publish("kept", &KEPT).await;
+    for session in &mut kept {
+        let (goodbye, close) = session.raw.end().await;
+        assert!(goodbye.is_some_and(|(_, reconnect)| reconnect), "{goodbye:?}");
+        closes.push(close.expect("a close"));
+    }
+    let ended_early = closes.iter().filter(|close| **close == 4200).count();
+    assert!(closes.iter().all(|close| matches!(close, 4200 | 4303)), "{closes:?}");
+    // 1 MiB holds five of them, and the buffers grow by doubling.
+    assert!((6..=10).contains(&ended_early), "{closes:?}");
+    shows(&exporter, "roomlog_budget_used_bytes{budget=\"receive_buffers\"} 0").await;
+    let mut session = Session::open(address(&server)).await;
+    session.raw.send(&large).await;
+    session.next(|frame| assert!(matches!(frame, ServerFrame::Published(_)), "{frame:?}")).await;
+}

@@ -8,7 +8,7 @@ use std::time::Duration;
 use quinn::crypto::rustls::QuicClientConfig;
 use quinn::{ClientConfig, Connection, ConnectionError, Endpoint, RecvStream, SendStream, TransportConfig, VarInt};
 use roomlog::protocol::{ClientFrame, Fault, Goodbye, HelloBody, JoinId, Leave, ServerFrame, StreamHead, split_frame};
-use roomlog::server::{Certificate, Server};
+use roomlog::server::{Certificate, Options, Server};
 use roomlog::types::{Code, Limits, PublisherId, Start};
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
@@ -23,16 +23,16 @@ struct Host {
 
 impl Host {
     async fn new() -> Self {
-        Self::with(|_| {}).await
+        Self::with(|_, _| {}).await
     }
 
-    async fn with(change: impl FnOnce(&mut Limits)) -> Self {
+    async fn with(change: impl FnOnce(&mut Limits, &mut Options)) -> Self {
         let directory = tempfile::tempdir().expect("a directory");
         let certificate = Certificate::Development(directory.path().to_owned());
         let (server, _) = server(|limits, options| {
             options.certificate = certificate;
             options.shutdown_deadline = 10 * PATIENCE;
-            change(limits);
+            change(limits, options);
         })
         .await;
         Self { server, directory }
@@ -401,7 +401,7 @@ async fn a_connection_that_says_nothing_is_ended() {
 }
 
 async fn say_nothing_for(limit: Duration) {
-    let host = Host::with(move |limits| limits.handshake_timeout = limit).await;
+    let host = Host::with(move |limits, _| limits.handshake_timeout = limit).await;
     let silent = host.connect("roomlog/1", |_| {}).await.expect("the handshake is in order");
     assert_eq!(closed(&silent).await, 102);
     let half = host.connect("roomlog/1", |_| {}).await.expect("the handshake is in order");
@@ -431,7 +431,7 @@ async fn anything_beside_the_stream_of_requests_is_a_bad_frame() {
 #[tokio::test]
 async fn a_stopping_server_does_not_wait_for_a_connection_without_a_stream() {
     // So long that the stop ends in time only if it does not wait for it.
-    let host = Host::with(|limits| limits.handshake_timeout = 10 * PATIENCE).await;
+    let host = Host::with(|limits, _| limits.handshake_timeout = 10 * PATIENCE).await;
     let silent = host.connect("roomlog/1", |_| {}).await.expect("the handshake is in order");
     in_time(async {
         while silent.stats().frame_rx.handshake_done == 0 {
@@ -442,4 +442,32 @@ async fn a_stopping_server_does_not_wait_for_a_connection_without_a_stream() {
     in_time(host.server.stop()).await;
     // 0 if the server did not get as far as to make a session of it.
     assert!([302, 0].contains(&closed(&silent).await));
+}
+
+#[tokio::test]
+async fn messages_that_never_end_take_no_more_memory_than_they_may() {
+    let host = Host::with(|limits, options| {
+        options.receive_bytes_max = 1 << 20;
+        limits.idle_timeout = Duration::from_secs(3);
+    })
+    .await;
+    let large = publish(1, "tea", PublisherId([7; 16]), 1, &[&vec![b'x'; 250_000]]);
+    let (mut kept, mut closes) = (Vec::new(), Vec::new());
+    for _ in 0..12 {
+        let mut session = host.session(|_| {}).await;
+        session.send(&large[..200_000]).await;
+        kept.push(session);
+    }
+    // A small one is received all the same.
+    host.session(|_| {}).await.publish("tea", b"small").await;
+    for session in &kept {
+        closes.push(closed(&session.connection).await);
+    }
+    let ended_early = closes.iter().filter(|close| **close == 200).count();
+    assert!(closes.iter().all(|close| matches!(close, 200 | 303)), "{closes:?}");
+    // 1 MiB holds five of them, and the buffers grow by doubling.
+    assert!((6..=10).contains(&ended_early), "{closes:?}");
+    let mut session = host.session(|_| {}).await;
+    session.send(&large).await;
+    session.answers.next(|frame| assert!(matches!(frame, ServerFrame::Published(_)), "{frame:?}")).await;
 }

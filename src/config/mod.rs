@@ -128,6 +128,8 @@ section! {
         quic_send_bytes_max: usize as Bytes = 256 << 10;
         /// Bytes on their way to all peers together.
         send_bytes_max: usize as Bytes = 256 << 20;
+        /// Bytes of messages that are not complete, of all peers together.
+        receive_bytes_max: usize as Bytes = 128 << 20;
         /// How long a shutdown may take before what remains is cut.
         shutdown_deadline: Duration as Span = Duration::from_secs(10);
         /// At a shutdown, clients are told to come back after up to this long, each after another time.

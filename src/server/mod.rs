@@ -31,7 +31,7 @@ use admission::{Admission, Permit};
 
 use crate::broker::Broker;
 use crate::metrics::{Budget, Transport};
-use crate::session::{Outbox, SendBudget};
+use crate::session::{Budgets, Outbox};
 use crate::transport::quic;
 use crate::transport::tls::{Identity, TlsError};
 use crate::transport::websocket::Fanout;
@@ -117,7 +117,7 @@ struct Inner {
     tls: Option<TlsAcceptor>,
     admission: Arc<Admission>,
     sessions: Mutex<HashMap<u64, Entry>>,
-    send_budget: Arc<SendBudget>,
+    budgets: Arc<Budgets>,
     fanout: Arc<Fanout>,
     /// The tasks of the fan-out: as many as may run at a time.
     _fanout_tasks: JoinSet<()>,
@@ -176,9 +176,11 @@ impl Server {
             admin: operators.as_ref().map(|(_, address)| *address),
         };
         let admission = Arc::new(Admission::new(&options, Arc::clone(broker.metrics())));
-        let send_budget = Arc::new(SendBudget::new(options.send_bytes_max));
-        #[expect(clippy::cast_precision_loss, reason = "a gauge is a float")]
-        broker.metrics().budget_max[Budget::SendBuffers].set(options.send_bytes_max as f64);
+        let budgets = Arc::new(Budgets::new(options.send_bytes_max, options.receive_bytes_max));
+        for (budget, of) in [(Budget::SendBuffers, &budgets.send), (Budget::ReceiveBuffers, &budgets.receive)] {
+            #[expect(clippy::cast_precision_loss, reason = "a gauge is a float")]
+            broker.metrics().budget_max[budget].set(of.bytes_max() as f64);
+        }
         let fanout = Arc::<Fanout>::default();
         let inner = Arc::new(Inner {
             broker,
@@ -187,7 +189,7 @@ impl Server {
             tls,
             admission,
             sessions: Mutex::default(),
-            send_budget,
+            budgets,
             _fanout_tasks: (0..tokio::runtime::Handle::current().metrics().num_workers())
                 .map(|_| Arc::clone(&fanout).serve())
                 .collect(),
@@ -305,7 +307,7 @@ impl Inner {
     }
 
     fn register(&self, number: u64, transport: Transport) -> Arc<Outbox> {
-        let outbox = Arc::new(Outbox::new(Arc::clone(self.broker.metrics()), transport, Arc::clone(&self.send_budget)));
+        let outbox = Arc::new(Outbox::new(Arc::clone(self.broker.metrics()), transport, Arc::clone(&self.budgets)));
         self.sessions.lock().insert(number, Entry { outbox: Arc::clone(&outbox), task: None });
         if self.stop.is_cancelled() {
             // It was let in just before the others were told.
@@ -359,8 +361,11 @@ impl Inner {
                 () = self.stop.cancelled() => return,
                 _ = interval.tick() => {}
             }
-            #[expect(clippy::cast_precision_loss, reason = "a gauge is a float")]
-            self.broker.metrics().budget_used[Budget::SendBuffers].set(self.send_budget.used() as f64);
+            let Budgets { send, receive } = &*self.budgets;
+            for (budget, of) in [(Budget::SendBuffers, send), (Budget::ReceiveBuffers, receive)] {
+                #[expect(clippy::cast_precision_loss, reason = "a gauge is a float")]
+                self.broker.metrics().budget_used[budget].set(of.used() as f64);
+            }
             if let Some(exporter) = &self.options.exporter {
                 self.broker.observe();
                 exporter.upkeep();

@@ -40,6 +40,9 @@ pub struct Options {
     pub quic_send_bytes_max: usize,
     /// Bytes that all peers together may leave untaken; beyond it little is begun for each.
     pub send_bytes_max: usize,
+    /// Bytes that all peers together may have sent of messages that are not complete; beyond it, who has sent more than
+    /// 64 KiB of one is sent away and may come back.
+    pub receive_bytes_max: usize,
     /// How long a stop may take before what remains is cut.
     pub shutdown_deadline: Duration,
     /// At a stop, clients are told to come back after up to this long, each after another time.
@@ -88,6 +91,7 @@ impl Default for Options {
             websocket_send_bytes_max: 64 << 10,
             quic_send_bytes_max: 256 << 10,
             send_bytes_max: 256 << 20,
+            receive_bytes_max: 128 << 20,
             shutdown_deadline: Duration::from_secs(10),
             reconnect_spread: Duration::from_secs(5),
             certificate: Certificate::Passing,
@@ -122,6 +126,7 @@ impl Options {
             websocket_send_bytes_max: server.websocket_send_bytes_max,
             quic_send_bytes_max: server.quic_send_bytes_max,
             send_bytes_max: server.send_bytes_max,
+            receive_bytes_max: server.receive_bytes_max,
             shutdown_deadline: server.shutdown_deadline,
             reconnect_spread: server.reconnect_spread,
             certificate,

@@ -31,6 +31,11 @@ pub(crate) enum End {
     Stalled(Duration),
     /// One message was under way for so long.
     SlowMessage(Duration),
+    /// Messages under way hold as much memory as they may, of which this one has more than a little.
+    Crowded {
+        /// How much that is.
+        bytes_max: usize,
+    },
     /// The server shuts down.
     ShuttingDown {
         /// When to come back.
@@ -49,7 +54,7 @@ impl End {
             Self::Token => Close::give_up(Code::NotSupported),
             Self::HelloTimeout(_) => Close::reconnect(Code::HelloRequired),
             Self::Idle(_) | Self::SlowMessage(_) => Close::reconnect(Code::Unavailable),
-            Self::Stalled(_) => Close::reconnect(Code::Busy),
+            Self::Stalled(_) | Self::Crowded { .. } => Close::reconnect(Code::Busy),
             Self::ShuttingDown { .. } => Close::reconnect(Code::ShuttingDown),
         }
     }
@@ -67,6 +72,11 @@ impl End {
             Self::Idle(time) => format!("nothing came for {time:?}"),
             Self::Stalled(time) => format!("the output was left unread for {time:?}"),
             Self::SlowMessage(time) => format!("a message was not complete after {time:?}"),
+            Self::Crowded { bytes_max } => {
+                format!(
+                    "messages that are not complete take {bytes_max} bytes, as much as they may; repeat this one later"
+                )
+            }
             Self::ShuttingDown { .. } => Code::ShuttingDown.sentence().to_owned(),
         }
     }

@@ -9,6 +9,8 @@ use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering}
 use std::task::{Context, Waker};
 use std::time::{Duration, Instant};
 
+use super::End;
+use super::budgets::Budgets;
 use crate::lock::Mutex;
 use crate::metrics::{Metrics, Transport};
 use crate::protocol::{Fault, Published, RequestId, ServerFrame, frame_into};
@@ -20,26 +22,8 @@ const PORTION_BYTES_MIN: usize = 1 << 10;
 /// An idle session keeps no larger buffer than this.
 const KEPT_BYTES_MAX: usize = 4 << 10;
 
-/// The memory that all peers together may take for what they have not taken yet.
-///
-/// A connection holds some only while its socket takes no more. Beyond the bound nobody is cut off, but what is
-/// begun for a connection is little, so that little is left over when it blocks.
-#[derive(Debug)]
-pub(crate) struct SendBudget {
-    used: AtomicUsize,
-    bytes_max: usize,
-}
-
-impl SendBudget {
-    pub(crate) fn new(bytes_max: usize) -> Self {
-        Self { used: AtomicUsize::new(0), bytes_max }
-    }
-
-    /// How many bytes are held now.
-    pub(crate) fn used(&self) -> usize {
-        self.used.load(Ordering::Relaxed)
-    }
-}
+/// What a peer may send of a message before the rest of it comes, however many do, in bytes.
+const PARTIAL_BYTES_MIN: usize = 64 << 10;
 
 thread_local! {
     static ENCODED: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
@@ -64,7 +48,9 @@ pub(crate) struct Outbox {
     waiting: AtomicBool,
     /// Bytes that the connection holds because its peer does not take them.
     held: AtomicUsize,
-    budget: Arc<SendBudget>,
+    /// Bytes of a message that is not complete.
+    partial: AtomicUsize,
+    budgets: Arc<Budgets>,
     /// 0, or 1 more than the milliseconds after which to come back: the server shuts down.
     stop: AtomicU32,
     metrics: Arc<Metrics>,
@@ -78,7 +64,7 @@ struct Answers {
 }
 
 impl Outbox {
-    pub(crate) fn new(metrics: Arc<Metrics>, transport: Transport, budget: Arc<SendBudget>) -> Self {
+    pub(crate) fn new(metrics: Arc<Metrics>, transport: Transport, budgets: Arc<Budgets>) -> Self {
         Self {
             answers: Mutex::default(),
             timed: Mutex::default(),
@@ -90,7 +76,8 @@ impl Outbox {
             waker: Mutex::new(None),
             waiting: AtomicBool::new(false),
             held: AtomicUsize::new(0),
-            budget,
+            partial: AtomicUsize::new(0),
+            budgets,
             stop: AtomicU32::new(0),
             metrics,
             transport,
@@ -122,7 +109,7 @@ impl Outbox {
     }
 
     /// Appends the goodbye of an end.
-    pub(crate) fn goodbye(&self, end: &super::End) {
+    pub(crate) fn goodbye(&self, end: &End) {
         self.metrics.errors[end.close().code].increment(1);
         self.push_with(|out| end.goodbye(out));
     }
@@ -281,14 +268,25 @@ impl Outbox {
 
     /// Says how many bytes the connection holds because its peer does not take them.
     pub(crate) fn hold(&self, bytes: usize) {
-        let before = self.held.swap(bytes, Ordering::Relaxed);
-        self.budget.used.fetch_add(bytes, Ordering::Relaxed);
-        self.budget.used.fetch_sub(before, Ordering::Relaxed);
+        self.budgets.send.hold(&self.held, bytes);
+    }
+
+    /// Says how many bytes the connection holds of a message that is not complete.
+    ///
+    /// # Errors
+    /// When they are more than a little, and all connections together hold too much.
+    pub(crate) fn receives(&self, bytes: usize) -> Result<(), End> {
+        let budget = &self.budgets.receive;
+        budget.hold(&self.partial, bytes);
+        if bytes > PARTIAL_BYTES_MIN && budget.is_used_up() {
+            return Err(End::Crowded { bytes_max: budget.bytes_max() });
+        }
+        Ok(())
     }
 
     /// How much to begin for a peer that takes `bytes` at its best.
     pub(crate) fn portion(&self, bytes: usize) -> usize {
-        if self.budget.used() < self.budget.bytes_max { bytes } else { bytes.min(PORTION_BYTES_MIN) }
+        if self.budgets.send.is_used_up() { bytes.min(PORTION_BYTES_MIN) } else { bytes }
     }
 
     /// Asks the session to end because the server does.
@@ -308,5 +306,6 @@ impl Outbox {
 impl Drop for Outbox {
     fn drop(&mut self) {
         self.hold(0);
+        self.budgets.receive.hold(&self.partial, 0);
     }
 }

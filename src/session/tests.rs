@@ -106,6 +106,7 @@ fn every_end_has_one_goodbye_with_the_code_and_the_advice_of_its_close() {
         End::Idle(time),
         End::Stalled(time),
         End::SlowMessage(time),
+        End::Crowded { bytes_max: 1 << 20 },
         End::ShuttingDown { after: time },
     ] {
         let mut frame = Vec::new();
@@ -148,7 +149,7 @@ pub(crate) fn seed() -> u64 {
 #[test]
 fn an_answer_that_may_be_taken_no_longer_counts_as_in_flight() {
     const ANSWERS: u64 = 200_000;
-    let budget = std::sync::Arc::new(SendBudget::new(1 << 20));
+    let budget = std::sync::Arc::new(Budgets::new(1 << 20, 1 << 20));
     let metrics = std::sync::Arc::new(crate::metrics::Metrics::disabled());
     let outbox = Outbox::new(metrics, crate::metrics::Transport::WebSocket, budget);
     std::thread::scope(|scope| {

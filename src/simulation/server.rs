@@ -22,7 +22,7 @@ use super::network::Wire;
 use crate::broker::{Broker, Readers, Wake};
 use crate::metrics::{Metrics, Transport};
 use crate::protocol::JoinId;
-use crate::session::{Due, End, Life, Outbox, Reading, SendBudget, Service, Streams};
+use crate::session::{Budgets, Due, End, Life, Outbox, Reading, Service, Streams};
 use crate::storage::block_store::{BlockStore, MemoryBlockStore};
 use crate::storage::disk::{Disk, FaultyDisk};
 use crate::storage::embedded::SteppedLog;
@@ -428,7 +428,7 @@ impl Server {
     }
 
     async fn lets_in(self: Arc<Self>, run: Arc<Run>, mut visitors: mpsc::UnboundedReceiver<Arc<Wire>>) {
-        let budget = Arc::new(SendBudget::new(64 << 10));
+        let budget = Arc::new(Budgets::new(64 << 10, 64 << 10));
         while let Some(wire) = visitors.recv().await {
             if !self.goes_on(&run) {
                 return;

@@ -274,17 +274,21 @@ def little_fragments():
     return "1009"
 
 
-@attack("messages of 1 MiB that never end, on 200 connections", 260)
+@attack("messages of 1 MiB that never end, on 400 connections", 160)
 def half_messages():
-    before, kept = memory(process, "VmRSS"), [upgraded() for _ in range(200)]
+    kept = [upgraded() for _ in range(400)]
     for one in kept:
-        one.socket.sendall(head(0x82, MIB) + bytes(MIB - 1))
+        try:
+            one.socket.sendall(head(0x82, MIB) + bytes(MIB - 1))
+        except OSError:
+            pass  # It has been sent away meanwhile.
     is_well()
-    each = (memory(process, "VmRSS") - before) / len(kept)
     began = time.monotonic()
-    codes = {close_of(one) for one in kept}
-    assert codes == {4303}, codes
-    return f"{each:.2f} MiB each, for {time.monotonic() - began:.0f} s; then 4303"
+    codes = [close_of(one) for one in kept]
+    away, late = codes.count(4200), codes.count(4303)
+    # Who is reset has not seen the close.
+    assert away + late + codes.count(None) == len(kept) and 60 <= late <= 140, codes
+    return f"{late} kept, for {time.monotonic() - began:.0f} s, then 4303; the others sent away"
 
 
 @attack("a message a byte every half second", 2)

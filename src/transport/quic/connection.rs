@@ -200,7 +200,8 @@ impl Task {
         self.service.submit();
         let completed = !matches!(taken, Ok(0));
         self.service.session().clocks().heard(now, completed, !self.partial.is_empty());
-        Poll::Ready(taken.map(|_| ()).map_err(Over::End))
+        taken?;
+        Poll::Ready(Ok(self.outbox.receives(self.partial.capacity())?))
     }
 
     /// Carries out the frames that are complete; returns how many those were.

@@ -411,7 +411,8 @@ impl Task {
         // What came before an error was accepted.
         service.submit();
         service.session().clocks().heard(now, completed, guard.within_message());
-        read
+        read?;
+        Ok(connection.outbox.receives(guard.held_bytes())?)
     }
 
     /// Sends the last frames, and gives the peer time to take them and to close.

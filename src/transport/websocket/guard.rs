@@ -72,6 +72,11 @@ impl Guard {
         !self.partial.is_empty() || self.fragments > 0
     }
 
+    /// The bytes that it holds of what is under way.
+    pub(crate) fn held_bytes(&self) -> usize {
+        self.partial.capacity() + self.message.capacity()
+    }
+
     /// Takes what has been read, and tells what it completes. Nothing is told after an error.
     ///
     /// # Errors

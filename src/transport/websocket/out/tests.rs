@@ -5,7 +5,7 @@ use super::*;
 use crate::broker::{Broker, Options, Wake};
 use crate::metrics::{Metrics, Transport};
 use crate::protocol::{Frames, JoinId, ServerFrame};
-use crate::session::SendBudget;
+use crate::session::Budgets;
 use crate::storage::Targets;
 use crate::types::{NewRecord, RoomName, Start};
 
@@ -16,10 +16,10 @@ impl Wake for Nobody {
 }
 
 fn outbox() -> Outbox {
-    outbox_of(&Arc::new(SendBudget::new(usize::MAX)))
+    outbox_of(&Arc::new(Budgets::new(usize::MAX, usize::MAX)))
 }
 
-fn outbox_of(budget: &Arc<SendBudget>) -> Outbox {
+fn outbox_of(budget: &Arc<Budgets>) -> Outbox {
     Outbox::new(Arc::new(Metrics::disabled()), Transport::WebSocket, Arc::clone(budget))
 }
 
@@ -245,7 +245,7 @@ fn a_long_reason_is_cut_between_characters() {
 
 #[tokio::test]
 async fn what_stalled_peers_hold_is_counted_and_little_is_begun_when_it_is_too_much() {
-    let budget = Arc::new(SendBudget::new(20_000));
+    let budget = Arc::new(Budgets::new(20_000, usize::MAX));
     let stall = |outbox: &Outbox, out: &mut Out| {
         let mut script = Script::new([1, 0]);
         assert_eq!(out.pump(outbox, 8, |slices| script.write(slices)), Pumped::Blocked);
@@ -258,10 +258,10 @@ async fn what_stalled_peers_hold_is_counted_and_little_is_begun_when_it_is_too_m
     assert!(much > 30_000, "{much}");
     let little = stall(&other, &mut modest);
     assert!(little < 3_000, "{little}");
-    assert_eq!(budget.used(), much + little);
+    assert_eq!(budget.send.used(), much + little);
     let mut script = Script::new([]);
     assert_eq!(generous.pump(&one, 100, |slices| script.write(slices)), Pumped::All);
-    assert_eq!(budget.used(), little);
+    assert_eq!(budget.send.used(), little);
     drop(other);
-    assert_eq!(budget.used(), 0);
+    assert_eq!(budget.send.used(), 0);
 }
