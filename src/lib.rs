@@ -81,8 +81,6 @@ mod simulation;
 pub mod storage;
 #[cfg(feature = "server")]
 mod transport;
-#[cfg_attr(not(feature = "server"), expect(dead_code, reason = "only the server's tasks are known to come back"))]
-mod turn;
 pub mod types;
 
 /// The examples of the README are compiled and run, too.

@@ -9,16 +9,15 @@ use std::path::{Path, PathBuf};
 /// Each layer and those it may name, lower layers first. `lib.rs` and `main.rs` may name all.
 const LAYERS: &[(&str, &[&str])] = &[
     ("lock", &[]),
-    ("turn", &[]),
     ("types", &[]),
     ("metrics", &["types"]),
     ("protocol", &["types", "metrics"]),
-    ("storage", &["lock", "turn", "types", "metrics", "protocol"]),
+    ("storage", &["lock", "types", "metrics", "protocol"]),
     ("broker", &["lock", "types", "metrics", "protocol", "storage"]),
     ("session", &["lock", "types", "metrics", "protocol", "storage", "broker"]),
-    ("transport", &["lock", "turn", "types", "metrics", "protocol", "storage", "broker", "session"]),
+    ("transport", &["lock", "types", "metrics", "protocol", "storage", "broker", "session"]),
     ("config", &["types"]),
-    ("server", &["turn", "types", "metrics", "protocol", "storage", "broker", "session", "transport", "config"]),
+    ("server", &["types", "metrics", "protocol", "storage", "broker", "session", "transport", "config"]),
     ("client", &["types", "protocol"]),
     (
         "cli",

@@ -267,6 +267,12 @@ impl Broker {
         self.inner.engine.submit(submission);
     }
 
+    /// As [`Broker::submit`], from a thread that may make the commit itself if that is quick.
+    #[cfg(feature = "server")]
+    pub(crate) fn submit_here(&self, submission: &mut Submission, rouse: &Arc<dyn crate::storage::Rouse>) {
+        self.inner.engine.submit_here(submission, rouse);
+    }
+
     /// How many bytes of appends wait, and how many may: while more wait, do not read from publishers.
     #[must_use]
     pub fn queue(&self) -> (usize, usize) {

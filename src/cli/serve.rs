@@ -72,13 +72,8 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
     log_to_standard_error(&config);
     raise_descriptor_limit();
     let mut builder = tokio::runtime::Builder::new_multi_thread();
-    let workers = match config.server.worker_threads {
-        0 => std::thread::available_parallelism().map_or(1, usize::from),
-        workers => workers,
-    };
-    builder.worker_threads(workers);
-    if workers > 1 {
-        crate::server::prepare(&mut builder);
+    if config.server.worker_threads > 0 {
+        builder.worker_threads(config.server.worker_threads);
     }
     let runtime = builder.enable_all().build().map_err(|error| Failure::failed(format_args!("no runtime: {error}")))?;
     runtime.block_on(serve(&config))

@@ -70,7 +70,7 @@ fn ranges(config: &Config, clashes: &mut Vec<Clash>) {
         ("server.websocket_send_bytes_max", server.websocket_send_bytes_max as u64, 4 * KIB, 16 * MIB),
         ("server.quic_send_bytes_max", server.quic_send_bytes_max as u64, 16 * KIB, 64 * MIB),
         ("server.send_bytes_max", server.send_bytes_max as u64, MIB, TIB),
-        ("server.receive_bytes_max", server.receive_bytes_max as u64, MIB, TIB),
+        ("server.receive_bytes_max", server.receive_bytes_max as u64, 16 * MIB, TIB),
         ("storage.commit_queue_bytes_max", storage.commit_queue_bytes_max as u64, 4 * MIB, 64 * GIB),
         ("storage.commit_bytes_max", storage.commit_bytes_max as u64, 4 * MIB, 256 * MIB),
         ("storage.disk_reserve_bytes", storage.disk_reserve_bytes, 0, TIB),

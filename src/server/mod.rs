@@ -31,7 +31,8 @@ use admission::{Admission, Permit};
 
 use crate::broker::Broker;
 use crate::metrics::{Budget, Transport};
-use crate::session::{Budgets, Outbox};
+use crate::session::{Host, Outbox};
+use crate::storage::Rouse;
 use crate::transport::quic;
 use crate::transport::tls::{Identity, TlsError};
 use crate::transport::websocket::Fanout;
@@ -41,24 +42,6 @@ const BACKLOG: u32 = 1024;
 
 /// How often histograms are taken over and gauges are set.
 const UPKEEP: Duration = Duration::from_secs(2);
-
-/// Prepares a multi-threaded runtime for a server: a worker that would sleep commits and serves first what its sessions
-/// have begun, instead of waking another thread for that. It saves a thread's hop for each publish on a server that is not
-/// busy, and is worth nothing with a single worker, which would hear nobody while it syncs.
-///
-/// Takes the place of whatever [`on_thread_park`](tokio::runtime::Builder::on_thread_park) was told before. A server
-/// in a runtime that is not prepared does the same work on other threads.
-///
-/// ```
-/// # fn main() -> std::io::Result<()> {
-/// let mut builder = tokio::runtime::Builder::new_multi_thread();
-/// let runtime = roomlog::server::prepare(builder.enable_all()).build()?;
-/// # Ok(())
-/// # }
-/// ```
-pub fn prepare(runtime: &mut tokio::runtime::Builder) -> &mut tokio::runtime::Builder {
-    runtime.on_thread_park(crate::turn::before_sleep)
-}
 
 /// Why a server could not be started.
 #[derive(Debug, thiserror::Error)]
@@ -110,6 +93,25 @@ pub struct Server {
     inner: Arc<Inner>,
 }
 
+/// Wakes a worker of the runtime. One that commits looks at no sockets, and another one may sleep meanwhile.
+#[derive(Debug)]
+struct Rouser(tokio::runtime::Handle);
+
+impl Rouser {
+    /// `None` where there is a single worker, which everybody would have to wait for.
+    fn of_this_runtime() -> Option<Arc<dyn Rouse>> {
+        let runtime = tokio::runtime::Handle::current();
+        (runtime.metrics().num_workers() > 1).then(|| Arc::new(Self(runtime)) as Arc<dyn Rouse>)
+    }
+}
+
+impl Rouse for Rouser {
+    fn rouse(&self) {
+        // Whoever runs this goes on with what there is, and then sleeps where the sockets are.
+        drop(self.0.spawn(async {}));
+    }
+}
+
 struct Inner {
     broker: Broker,
     options: Options,
@@ -117,7 +119,7 @@ struct Inner {
     tls: Option<TlsAcceptor>,
     admission: Arc<Admission>,
     sessions: Mutex<HashMap<u64, Entry>>,
-    budgets: Arc<Budgets>,
+    host: Arc<Host>,
     fanout: Arc<Fanout>,
     /// The tasks of the fan-out: as many as may run at a time.
     _fanout_tasks: JoinSet<()>,
@@ -176,8 +178,9 @@ impl Server {
             admin: operators.as_ref().map(|(_, address)| *address),
         };
         let admission = Arc::new(Admission::new(&options, Arc::clone(broker.metrics())));
-        let budgets = Arc::new(Budgets::new(options.send_bytes_max, options.receive_bytes_max));
-        for (budget, of) in [(Budget::SendBuffers, &budgets.send), (Budget::ReceiveBuffers, &budgets.receive)] {
+        let rouse = Rouser::of_this_runtime();
+        let host = Arc::new(Host::new(options.send_bytes_max, options.receive_bytes_max, rouse));
+        for (budget, of) in [(Budget::SendBuffers, &host.send), (Budget::ReceiveBuffers, &host.receive)] {
             #[expect(clippy::cast_precision_loss, reason = "a gauge is a float")]
             broker.metrics().budget_max[budget].set(of.bytes_max() as f64);
         }
@@ -189,7 +192,7 @@ impl Server {
             tls,
             admission,
             sessions: Mutex::default(),
-            budgets,
+            host,
             _fanout_tasks: (0..tokio::runtime::Handle::current().metrics().num_workers())
                 .map(|_| Arc::clone(&fanout).serve())
                 .collect(),
@@ -307,13 +310,39 @@ impl Inner {
     }
 
     fn register(&self, number: u64, transport: Transport) -> Arc<Outbox> {
-        let outbox = Arc::new(Outbox::new(Arc::clone(self.broker.metrics()), transport, Arc::clone(&self.budgets)));
+        let outbox = Arc::new(Outbox::new(Arc::clone(self.broker.metrics()), transport, Arc::clone(&self.host)));
         self.sessions.lock().insert(number, Entry { outbox: Arc::clone(&outbox), task: None });
         if self.stop.is_cancelled() {
             // It was let in just before the others were told.
             outbox.stop(part_of(self.options.reconnect_spread));
         }
         outbox
+    }
+
+    /// Where messages that are not complete take all that they may, sends away the largest of which nothing has come since
+    /// the last look, until a quarter is free.
+    fn make_room(&self) {
+        let receive = &self.host.receive;
+        if receive.used() < receive.bytes_max() / 2 {
+            return;
+        }
+        let mut stale: Vec<(usize, Arc<Outbox>)> = {
+            let sessions = self.sessions.lock();
+            let stale = sessions.values().filter_map(|Entry { outbox, .. }| Some((outbox.stale_bytes()?, outbox)));
+            stale.map(|(bytes, outbox)| (bytes, Arc::clone(outbox))).collect()
+        };
+        if !receive.is_used_up() {
+            return;
+        }
+        stale.sort_unstable_by_key(|(bytes, _)| std::cmp::Reverse(*bytes));
+        let mut used = receive.used();
+        for (bytes, outbox) in stale {
+            if used < receive.bytes_max() / 4 * 3 {
+                break;
+            }
+            outbox.crowd_out();
+            used = used.saturating_sub(bytes);
+        }
     }
 
     /// A task for what is no session yet; it ends when everything does.
@@ -361,11 +390,12 @@ impl Inner {
                 () = self.stop.cancelled() => return,
                 _ = interval.tick() => {}
             }
-            let Budgets { send, receive } = &*self.budgets;
+            let Host { send, receive, .. } = &*self.host;
             for (budget, of) in [(Budget::SendBuffers, send), (Budget::ReceiveBuffers, receive)] {
                 #[expect(clippy::cast_precision_loss, reason = "a gauge is a float")]
                 self.broker.metrics().budget_used[budget].set(of.used() as f64);
             }
+            self.make_room();
             if let Some(exporter) = &self.options.exporter {
                 self.broker.observe();
                 exporter.upkeep();

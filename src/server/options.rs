@@ -40,8 +40,8 @@ pub struct Options {
     pub quic_send_bytes_max: usize,
     /// Bytes that all peers together may leave untaken; beyond it little is begun for each.
     pub send_bytes_max: usize,
-    /// Bytes that all peers together may have sent of messages that are not complete; beyond it, who has sent more than
-    /// 64 KiB of one is sent away and may come back.
+    /// Bytes that all peers together may have sent of messages that are not complete, at least 16 MiB. Beyond it, nothing more
+    /// is read of one that has more than 64 KiB, and the largest that do not go on are sent away and may come back.
     pub receive_bytes_max: usize,
     /// How long a stop may take before what remains is cut.
     pub shutdown_deadline: Duration,

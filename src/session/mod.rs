@@ -4,18 +4,18 @@
 //! [`Service`] carries the actions out on a broker, and [`Outbox`] keeps the answers until the transport has
 //! room for them. Transports move bytes and decide nothing.
 
-mod budgets;
 mod clocks;
 mod end;
+mod host;
 mod outbox;
 mod service;
 
 use std::sync::Arc;
 use std::time::Instant;
 
-pub(crate) use budgets::Budgets;
 pub(crate) use clocks::{Due, Life};
 pub(crate) use end::End;
+pub(crate) use host::Host;
 pub(crate) use outbox::Outbox;
 pub(crate) use service::{Reading, Service, Streams};
 

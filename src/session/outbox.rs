@@ -10,7 +10,7 @@ use std::task::{Context, Waker};
 use std::time::{Duration, Instant};
 
 use super::End;
-use super::budgets::Budgets;
+use super::host::Host;
 use crate::lock::Mutex;
 use crate::metrics::{Metrics, Transport};
 use crate::protocol::{Fault, Published, RequestId, ServerFrame, frame_into};
@@ -22,8 +22,9 @@ const PORTION_BYTES_MIN: usize = 1 << 10;
 /// An idle session keeps no larger buffer than this.
 const KEPT_BYTES_MAX: usize = 4 << 10;
 
-/// What a peer may send of a message before the rest of it comes, however many do, in bytes.
-const PARTIAL_BYTES_MIN: usize = 64 << 10;
+/// What a message that is not complete may take, however many do, in bytes: 64 KiB of it in a buffer that has grown by
+/// doubling.
+const PARTIAL_BYTES_MIN: usize = 128 << 10;
 
 thread_local! {
     static ENCODED: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
@@ -48,9 +49,11 @@ pub(crate) struct Outbox {
     waiting: AtomicBool,
     /// Bytes that the connection holds because its peer does not take them.
     held: AtomicUsize,
-    /// Bytes of a message that is not complete.
+    /// What a message takes that is not complete, in bytes; and what it took when the server last looked.
     partial: AtomicUsize,
-    budgets: Arc<Budgets>,
+    partial_before: AtomicUsize,
+    crowded_out: AtomicBool,
+    host: Arc<Host>,
     /// 0, or 1 more than the milliseconds after which to come back: the server shuts down.
     stop: AtomicU32,
     metrics: Arc<Metrics>,
@@ -64,7 +67,7 @@ struct Answers {
 }
 
 impl Outbox {
-    pub(crate) fn new(metrics: Arc<Metrics>, transport: Transport, budgets: Arc<Budgets>) -> Self {
+    pub(crate) fn new(metrics: Arc<Metrics>, transport: Transport, host: Arc<Host>) -> Self {
         Self {
             answers: Mutex::default(),
             timed: Mutex::default(),
@@ -77,7 +80,9 @@ impl Outbox {
             waiting: AtomicBool::new(false),
             held: AtomicUsize::new(0),
             partial: AtomicUsize::new(0),
-            budgets,
+            partial_before: AtomicUsize::new(0),
+            crowded_out: AtomicBool::new(false),
+            host,
             stop: AtomicU32::new(0),
             metrics,
             transport,
@@ -119,6 +124,11 @@ impl Outbox {
         write(&mut answers.frames);
         answers.count += 1;
         self.bytes.store(answers.frames.len(), Ordering::Relaxed);
+    }
+
+    /// What the connections of this server share.
+    pub(crate) fn host(&self) -> &Host {
+        &self.host
     }
 
     /// How many bytes wait to be written.
@@ -268,25 +278,35 @@ impl Outbox {
 
     /// Says how many bytes the connection holds because its peer does not take them.
     pub(crate) fn hold(&self, bytes: usize) {
-        self.budgets.send.hold(&self.held, bytes);
+        self.host.send.hold(&self.held, bytes);
     }
 
-    /// Says how many bytes the connection holds of a message that is not complete.
-    ///
-    /// # Errors
-    /// When they are more than a little, and all connections together hold too much.
-    pub(crate) fn receives(&self, bytes: usize) -> Result<(), End> {
-        let budget = &self.budgets.receive;
-        budget.hold(&self.partial, bytes);
-        if bytes > PARTIAL_BYTES_MIN && budget.is_used_up() {
-            return Err(End::Crowded { bytes_max: budget.bytes_max() });
-        }
-        Ok(())
+    /// Says how much memory a message takes that is not complete, in bytes.
+    pub(crate) fn receives(&self, bytes: usize) {
+        self.host.receive.hold(&self.partial, bytes);
+    }
+
+    /// Whether more of a message may be received: not of a long one while all together hold too much.
+    pub(crate) fn may_receive(&self) -> bool {
+        self.partial.load(Ordering::Relaxed) <= PARTIAL_BYTES_MIN || !self.host.receive.is_used_up()
+    }
+
+    /// What a long message takes of which nothing has come since this was last asked.
+    pub(crate) fn stale_bytes(&self) -> Option<usize> {
+        let bytes = self.partial.load(Ordering::Relaxed);
+        let before = self.partial_before.swap(bytes, Ordering::Relaxed);
+        (bytes > PARTIAL_BYTES_MIN && bytes == before).then_some(bytes)
+    }
+
+    /// Asks the session to end, since its message takes memory that others need.
+    pub(crate) fn crowd_out(&self) {
+        self.crowded_out.store(true, Ordering::SeqCst);
+        self.kick();
     }
 
     /// How much to begin for a peer that takes `bytes` at its best.
     pub(crate) fn portion(&self, bytes: usize) -> usize {
-        if self.budgets.send.is_used_up() { bytes.min(PORTION_BYTES_MIN) } else { bytes }
+        if self.host.send.is_used_up() { bytes.min(PORTION_BYTES_MIN) } else { bytes }
     }
 
     /// Asks the session to end because the server does.
@@ -296,16 +316,20 @@ impl Outbox {
         self.kick();
     }
 
-    /// Whether the server shuts down, and when to come back.
-    pub(crate) fn stopped(&self) -> Option<Duration> {
+    /// Why the session is to end, if somebody has asked it to. What was accepted is committed and answered first.
+    pub(crate) fn asked_to_end(&self) -> Option<End> {
         let after = self.stop.load(Ordering::SeqCst);
-        (after > 0).then(|| Duration::from_millis(u64::from(after - 1)))
+        if after > 0 {
+            return Some(End::ShuttingDown { after: Duration::from_millis(u64::from(after - 1)) });
+        }
+        let crowded_out = self.crowded_out.load(Ordering::SeqCst);
+        crowded_out.then(|| End::Crowded { bytes_max: self.host.receive.bytes_max() })
     }
 }
 
 impl Drop for Outbox {
     fn drop(&mut self) {
         self.hold(0);
-        self.budgets.receive.hold(&self.partial, 0);
+        self.receives(0);
     }
 }

@@ -204,7 +204,10 @@ impl Service {
             self.outbox.metrics().requests[Operation::Publish].increment(std::mem::take(&mut self.publishes));
         }
         if !self.submission.is_empty() {
-            self.broker.submit(&mut self.submission);
+            match &self.outbox.host().rouse {
+                Some(rouse) => self.broker.submit_here(&mut self.submission, rouse),
+                None => self.broker.submit(&mut self.submission),
+            }
         }
     }
 
@@ -258,15 +261,15 @@ impl Service {
         }
     }
 
-    /// Whether the peer is to be read from: not while it has too much in flight, does not take its answers, or the
-    /// commit queue is full.
+    /// Whether the peer is to be read from: not while it has too much in flight, does not take its answers, or
+    /// memory that all share is used up.
     pub(crate) fn reads_from_peer(&self) -> Reading {
         let limits = self.session.limits();
         if self.in_flight().1 >= limits.bytes_in_flight_max || self.outbox.bytes() >= ANSWER_BYTES_MAX {
             return Reading::PausedUntilWoken;
         }
         let (waiting, waiting_max) = self.broker.queue();
-        if waiting >= waiting_max { Reading::PausedForQueue } else { Reading::Goes }
+        if waiting >= waiting_max || !self.outbox.may_receive() { Reading::PausedForMemory } else { Reading::Goes }
     }
 
     /// Requests without an answer, and their bytes.
@@ -366,8 +369,8 @@ pub(crate) enum Reading {
     Goes,
     /// Not until the session's task is woken: an answer will do that.
     PausedUntilWoken,
-    /// Not while the commit queue is full, of which nobody tells.
-    PausedForQueue,
+    /// Not while the commit queue is full, or the memory for messages that are not complete: nobody tells of that.
+    PausedForMemory,
 }
 
 impl Drop for Service {

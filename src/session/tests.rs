@@ -149,7 +149,7 @@ pub(crate) fn seed() -> u64 {
 #[test]
 fn an_answer_that_may_be_taken_no_longer_counts_as_in_flight() {
     const ANSWERS: u64 = 200_000;
-    let budget = std::sync::Arc::new(Budgets::new(1 << 20, 1 << 20));
+    let budget = std::sync::Arc::new(Host::new(1 << 20, 1 << 20, None));
     let metrics = std::sync::Arc::new(crate::metrics::Metrics::disabled());
     let outbox = Outbox::new(metrics, crate::metrics::Transport::WebSocket, budget);
     std::thread::scope(|scope| {

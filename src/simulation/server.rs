@@ -22,7 +22,7 @@ use super::network::Wire;
 use crate::broker::{Broker, Readers, Wake};
 use crate::metrics::{Metrics, Transport};
 use crate::protocol::JoinId;
-use crate::session::{Budgets, Due, End, Life, Outbox, Reading, Service, Streams};
+use crate::session::{Due, End, Host, Life, Outbox, Reading, Service, Streams};
 use crate::storage::block_store::{BlockStore, MemoryBlockStore};
 use crate::storage::disk::{Disk, FaultyDisk};
 use crate::storage::embedded::SteppedLog;
@@ -428,7 +428,7 @@ impl Server {
     }
 
     async fn lets_in(self: Arc<Self>, run: Arc<Run>, mut visitors: mpsc::UnboundedReceiver<Arc<Wire>>) {
-        let budget = Arc::new(Budgets::new(64 << 10, 64 << 10));
+        let budget = Arc::new(Host::new(64 << 10, 64 << 10, None));
         while let Some(wire) = visitors.recv().await {
             if !self.goes_on(&run) {
                 return;
@@ -598,10 +598,10 @@ impl Task {
                 }
             }
             self.service.read_on();
-            if let Some(after) = outbox.stopped() {
+            if let Some(end) = outbox.asked_to_end() {
                 outbox.set_waiting(true);
                 return match self.service.in_flight().0 {
-                    0 => Err(Over::End(End::ShuttingDown { after })),
+                    0 => Err(Over::End(end)),
                     _ => Ok(None),
                 };
             }
@@ -611,7 +611,7 @@ impl Task {
             match reading {
                 Reading::Goes => {}
                 Reading::PausedUntilWoken => return Ok(None),
-                Reading::PausedForQueue => return Ok(Some(now + Duration::from_millis(2))),
+                Reading::PausedForMemory => return Ok(Some(now + Duration::from_millis(2))),
             }
             let mut buffer = [0; 4096];
             match self.connection.wire.up.poll_read(cx, &mut buffer) {

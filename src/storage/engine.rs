@@ -27,6 +27,13 @@ pub trait Engine: Send + Sync + Debug + 'static {
     /// Never blocks. The submission is empty afterwards and keeps its buffers.
     fn submit(&self, submission: &mut Submission);
 
+    /// As [`Engine::submit`], for a caller who can do without this thread for a moment: where a commit is quick and nobody
+    /// else publishes, it is made here and now. Should it take longer, `rouse` is told. An engine need not do that.
+    fn submit_here(&self, submission: &mut Submission, rouse: &Arc<dyn Rouse>) {
+        let _ = rouse;
+        self.submit(submission);
+    }
+
     /// How many bytes the appends that wait take in memory, with what is noted of each, and how many they may;
     /// beyond it callers stop submitting.
     fn queue(&self) -> (usize, usize);
@@ -54,6 +61,12 @@ pub trait Engine: Send + Sync + Debug + 'static {
 
     /// Commits what was submitted, and ends. Later submissions are refused. Blocks until all is on disk.
     fn close(&self);
+}
+
+/// Has others do what a thread would do that is within a commit.
+pub trait Rouse: Send + Sync + Debug {
+    /// The commit takes long. May be called again and again.
+    fn rouse(&self);
 }
 
 /// Which block to read.

@@ -32,7 +32,7 @@ pub use block::Block;
 #[cfg(feature = "server")]
 pub(crate) use disk::descriptors_max;
 pub use engine::{
-    Answer, Append, Appended, Engine, EngineError, Health, Outcome, Outline, Read, ReadAt, Reply, Submission,
+    Answer, Append, Appended, Engine, EngineError, Health, Outcome, Outline, Read, ReadAt, Reply, Rouse, Submission,
     record_hash,
 };
 pub use error::StorageError;

@@ -17,16 +17,16 @@ macro_rules! scenarios {
         }
 
         mod websocket {
-            $(#[test]
-            fn $name() {
-                $crate::scenarios::in_prepared_runtime(super::$name($crate::scenarios::world::Via::WebSocket, 1));
+            $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn $name() {
+                super::$name($crate::scenarios::world::Via::WebSocket, 1).await;
             })*
         }
 
         mod quic {
-            $(#[test]
-            fn $name() {
-                $crate::scenarios::in_prepared_runtime(super::$name($crate::scenarios::world::Via::Quic, 1));
+            $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn $name() {
+                super::$name($crate::scenarios::world::Via::Quic, 1).await;
             })*
         }
 
@@ -41,9 +41,3 @@ macro_rules! scenarios {
 }
 
 pub(crate) use scenarios;
-
-/// In a runtime as the program has it: its workers make commits themselves.
-pub(crate) fn in_prepared_runtime(scenario: impl Future<Output = ()>) {
-    let mut builder = tokio::runtime::Builder::new_multi_thread();
-    roomlog::server::prepare(builder.worker_threads(2).enable_all()).build().expect("a runtime").block_on(scenario);
-}

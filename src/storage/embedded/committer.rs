@@ -20,7 +20,7 @@ use crate::protocol::{BATCH_BYTES_MAX, BatchBuilder, BatchHeader, RecordArea, Ru
 use crate::storage::Source;
 use crate::storage::block::Block;
 use crate::storage::commit::{BodySpan, CommitBuilder, SECTOR_BYTES, UNIT_BYTES_MAX};
-use crate::storage::engine::{Answer, Append, Appended, Health, Outcome};
+use crate::storage::engine::{Answer, Append, Appended, Health, Outcome, Reply};
 use crate::storage::journal::{Journal, JournalFiles};
 use crate::storage::publishers::Verdict;
 use crate::storage::room::{Indexed, Room, RoomId, Targets};
@@ -82,6 +82,8 @@ pub(crate) struct Committer {
     tails: VecDeque<(Arc<Room>, usize)>,
     tails_bytes: usize,
     next_room: u64,
+    /// Whom the last step has answered, if it was a single one: his address.
+    pub(super) answered_alone: Option<usize>,
     #[cfg(feature = "fault-injection")]
     fault: super::fault::ExitAfterSync,
 }
@@ -145,6 +147,7 @@ impl Committer {
             tails: VecDeque::new(),
             tails_bytes: 0,
             next_room,
+            answered_alone: None,
             #[cfg(feature = "fault-injection")]
             fault: super::fault::ExitAfterSync::from_environment(),
         }
@@ -186,6 +189,10 @@ impl Committer {
             Step::Closed
         } else {
             Step::Idle
+        };
+        self.answered_alone = match &gathered.replies[..] {
+            [(_, reply)] => Some(address(reply)),
+            _ => None,
         };
         gathered.clear();
         self.gathered = gathered;
@@ -549,6 +556,11 @@ impl Committer {
         // Each has a buffer that may be as long as a batch.
         self.rooms.truncate(ROOMS_KEPT_MAX);
     }
+}
+
+/// Tells one who is answered from another.
+pub(super) fn address(reply: &Arc<dyn Reply>) -> usize {
+    Arc::as_ptr(reply).addr()
 }
 
 /// The records that a body may have, in bytes, if all of them are of one run.

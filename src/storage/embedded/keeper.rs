@@ -130,7 +130,6 @@ impl Keeper {
 
     fn work(&mut self) {
         loop {
-            self.shared.queue.look_after();
             self.step();
             let mut asked = self.shared.keeper.lock();
             if !asked.work && !asked.stop {

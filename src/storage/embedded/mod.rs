@@ -1,7 +1,7 @@
 //! The embedded log: a committer thread, a journal, volumes, and the house-keeping between them.
 //!
-//! Two threads: the committer's (`committer.rs`) makes records durable and visible, unless a worker that has nothing
-//! else to do is at it already (`seat.rs`); the keeper (`keeper.rs`) turns
+//! Two threads: the committer's (`committer.rs`) makes records durable and visible, unless a publisher's own thread does
+//! (`seat.rs`); the keeper (`keeper.rs`) turns
 //! closed stretches of journal into volumes, applies retention, and looks after space. Reads come from whatever
 //! thread wants to read, and look at tail, journal, volumes and floor, in this order.
 
@@ -31,7 +31,7 @@ use super::block_store::BlockStore;
 use super::catalog::Catalog;
 use super::commit::{CommitSeq, JournalFileId, UnitPlace};
 use super::disk::Disk;
-use super::engine::{Answer, Engine, EngineError, Health, Outline, Read, ReadAt, Submission};
+use super::engine::{Answer, Engine, EngineError, Health, Outline, Read, ReadAt, Rouse, Submission};
 use super::journal::JournalReader;
 use super::publishers::Memory;
 use super::room::{Facts, Room};
@@ -183,10 +183,19 @@ impl Engine for Embedded {
     }
 
     fn submit(&self, submission: &mut Submission) {
-        if !self.shared.queue.submit(submission) {
-            Self::refuse(submission);
+        if self.shared.queue.submit(submission) {
+            self.shared.queue.wake();
         } else {
-            self.seat.see_to_it();
+            Self::refuse(submission);
+        }
+    }
+
+    fn submit_here(&self, submission: &mut Submission, rouse: &Arc<dyn Rouse>) {
+        let bytes = submission.bytes();
+        if self.shared.queue.submit(submission) {
+            self.seat.see_to_it_here(bytes, &submission.reply, rouse);
+        } else {
+            Self::refuse(submission);
         }
     }
 
@@ -218,7 +227,7 @@ impl Engine for Embedded {
         // Held to the end: whoever else closes comes back when it is closed.
         let mut held = self.threads.lock();
         let Some(threads) = held.take() else { return };
-        if seat::commits_here() {
+        if self.seat.commits_here() {
             // The last owner was a publisher or a follower. The committer cannot wait for its own end.
             self.shared.queue.close();
             let shared = Arc::clone(&self.shared);

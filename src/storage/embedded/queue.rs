@@ -189,7 +189,7 @@ impl CommitQueue {
         self.asleep.swap(false, Ordering::SeqCst)
     }
 
-    /// Wakes the committer's thread, for what has been claimed.
+    /// Wakes the committer's thread: for what has been claimed, or to look at who is at it.
     pub(crate) fn unpark(&self) {
         if let Some(thread) = self.committer.get() {
             thread.unpark();
@@ -199,22 +199,6 @@ impl CommitQueue {
     /// Wakes the committer's thread if nobody is to look at what waits: a system call only then.
     pub(crate) fn wake(&self) {
         if self.claim() {
-            self.unpark();
-        }
-    }
-
-    /// Sleeps until something waits. To be called by the committer's thread alone.
-    pub(crate) fn wait(&self) {
-        // Whoever has claimed what waits looks at it himself, or wakes this thread.
-        while !self.rest() {
-            std::thread::park();
-        }
-    }
-
-    /// Wakes the committer's thread if anything waits, whoever has claimed it. To be called now and then: nobody who has
-    /// claimed something forgets it, but publishers must not wait for ever for one who does.
-    pub(crate) fn look_after(&self) {
-        if !self.gathered.lock().is_empty() {
             self.unpark();
         }
     }

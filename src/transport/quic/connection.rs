@@ -17,14 +17,13 @@ use crate::storage::{Answer, Reply, Targets};
 use crate::transport::encode::Tally;
 use crate::transport::timer::Timer;
 use crate::transport::{CLOSE_TIMEOUT, QUEUE_RETRY, READ_BYTES, ROUNDS};
-use crate::turn;
 
 /// Serves a session until it is over.
 pub(crate) async fn serve(connection: quinn::Connection, broker: Broker, number: u64, outbox: Arc<Outbox>) {
     let now = Instant::now();
     let stopped = std::future::poll_fn(|cx| {
         outbox.take_kick(cx);
-        outbox.stopped().map_or(Poll::Pending, |after| Poll::Ready(End::ShuttingDown { after }))
+        outbox.asked_to_end().map_or(Poll::Pending, Poll::Ready)
     });
     let opened = tokio::select! {
         opened = connection.accept_bi() => opened.map_err(|_| None),
@@ -116,7 +115,6 @@ struct Task {
 
 impl Task {
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Over> {
-        let _turn = turn::begin();
         let now = Instant::now();
         self.outbox.take_kick(cx);
         let mut tally = Tally::default();
@@ -145,10 +143,10 @@ impl Task {
                 self.write_answers(cx, now, tally)?;
             }
             self.service.read_on();
-            if let Some(after) = self.outbox.stopped() {
+            if let Some(end) = self.outbox.asked_to_end() {
                 // What was accepted is committed and answered first.
                 return match self.service.in_flight().0 {
-                    0 => Err(Over::End(End::ShuttingDown { after })),
+                    0 => Err(Over::End(end)),
                     _ => Ok(None),
                 };
             }
@@ -160,7 +158,7 @@ impl Task {
             match reading {
                 Reading::Goes => {}
                 Reading::PausedUntilWoken => return Ok(None),
-                Reading::PausedForQueue => return Ok(Some(now + QUEUE_RETRY)),
+                Reading::PausedForMemory => return Ok(Some(now + QUEUE_RETRY)),
             }
             match self.read(cx, now) {
                 Poll::Ready(read) => read?,
@@ -200,8 +198,8 @@ impl Task {
         self.service.submit();
         let completed = !matches!(taken, Ok(0));
         self.service.session().clocks().heard(now, completed, !self.partial.is_empty());
-        taken?;
-        Poll::Ready(Ok(self.outbox.receives(self.partial.capacity())?))
+        self.outbox.receives(self.partial.capacity());
+        Poll::Ready(taken.map(|_| ()).map_err(Over::End))
     }
 
     /// Carries out the frames that are complete; returns how many those were.
@@ -228,6 +226,8 @@ impl Task {
     /// Sends the goodbye, and gives the peer time to take it.
     async fn finish(mut self, connection: &quinn::Connection, over: Over) {
         tracing::debug!(?over, "a QUIC session ends");
+        self.partial = Vec::new();
+        self.outbox.receives(0);
         let Over::End(end) = over else { return };
         self.outbox.goodbye(&end);
         let outbox = &self.outbox;

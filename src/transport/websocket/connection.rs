@@ -31,7 +31,6 @@ use crate::session::{Due, End, Life, Outbox, Reading, Service, Streams};
 use crate::storage::{Answer, Refused, Reply, Targets};
 use crate::transport::timer::Timer;
 use crate::transport::{CLOSE_TIMEOUT, QUEUE_RETRY, READ_BYTES, ROUNDS};
-use crate::turn;
 use crate::types::RoomName;
 
 /// So much is read of a peer that has been told goodbye, in bytes: more than buffers hold on the way. Who sends on all the
@@ -286,7 +285,6 @@ thread_local! {
 
 impl Task {
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Over> {
-        let _turn = turn::begin();
         let now = Instant::now();
         self.unwritten |= self.connection.outbox.take_kick(cx);
         match self.rounds(cx, now) {
@@ -309,11 +307,11 @@ impl Task {
                 }
             }
             self.service.read_on();
-            if let Some(after) = self.connection.outbox.stopped() {
+            if let Some(end) = self.connection.outbox.asked_to_end() {
                 // What was accepted is committed and answered first.
                 self.connection.outbox.set_waiting(true);
                 return match self.service.in_flight().0 {
-                    0 => Err(Over::End(End::ShuttingDown { after })),
+                    0 => Err(Over::End(end)),
                     _ => Ok(None),
                 };
             }
@@ -330,7 +328,7 @@ impl Task {
             match reading {
                 Reading::Goes => {}
                 Reading::PausedUntilWoken => return Ok(None),
-                Reading::PausedForQueue => return Ok(Some(now + QUEUE_RETRY)),
+                Reading::PausedForMemory => return Ok(Some(now + QUEUE_RETRY)),
             }
             match self.read(cx, now) {
                 Poll::Ready(read) => read?,
@@ -411,8 +409,8 @@ impl Task {
         // What came before an error was accepted.
         service.submit();
         service.session().clocks().heard(now, completed, guard.within_message());
-        read?;
-        Ok(connection.outbox.receives(guard.held_bytes())?)
+        connection.outbox.receives(guard.held_bytes());
+        read
     }
 
     /// Sends the last frames, and gives the peer time to take them and to close.
@@ -420,6 +418,8 @@ impl Task {
         tracing::debug!(?over, "a WebSocket session ends");
         let connection = Arc::clone(&self.connection);
         drop(connection.out.lock().readers.take());
+        self.guard.let_go();
+        connection.outbox.receives(0);
         let (code, reason) = match &over {
             Over::Gone => return,
             Over::Closed => (Some(1000), String::new()),

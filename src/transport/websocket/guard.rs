@@ -72,9 +72,14 @@ impl Guard {
         !self.partial.is_empty() || self.fragments > 0
     }
 
-    /// The bytes that it holds of what is under way.
+    /// What a message takes that is under way, in bytes.
     pub(crate) fn held_bytes(&self) -> usize {
-        self.partial.capacity() + self.message.capacity()
+        if self.within_message() { self.partial.capacity() + self.message.capacity() } else { 0 }
+    }
+
+    /// Drops what is under way; nothing more is to be read.
+    pub(crate) fn let_go(&mut self) {
+        (self.partial, self.message) = (Vec::new(), Vec::new());
     }
 
     /// Takes what has been read, and tells what it completes. Nothing is told after an error.

@@ -5,7 +5,7 @@ use super::*;
 use crate::broker::{Broker, Options, Wake};
 use crate::metrics::{Metrics, Transport};
 use crate::protocol::{Frames, JoinId, ServerFrame};
-use crate::session::Budgets;
+use crate::session::Host;
 use crate::storage::Targets;
 use crate::types::{NewRecord, RoomName, Start};
 
@@ -16,10 +16,10 @@ impl Wake for Nobody {
 }
 
 fn outbox() -> Outbox {
-    outbox_of(&Arc::new(Budgets::new(usize::MAX, usize::MAX)))
+    outbox_of(&Arc::new(Host::new(usize::MAX, usize::MAX, None)))
 }
 
-fn outbox_of(budget: &Arc<Budgets>) -> Outbox {
+fn outbox_of(budget: &Arc<Host>) -> Outbox {
     Outbox::new(Arc::new(Metrics::disabled()), Transport::WebSocket, Arc::clone(budget))
 }
 
@@ -245,7 +245,7 @@ fn a_long_reason_is_cut_between_characters() {
 
 #[tokio::test]
 async fn what_stalled_peers_hold_is_counted_and_little_is_begun_when_it_is_too_much() {
-    let budget = Arc::new(Budgets::new(20_000, usize::MAX));
+    let budget = Arc::new(Host::new(20_000, usize::MAX, None));
     let stall = |outbox: &Outbox, out: &mut Out| {
         let mut script = Script::new([1, 0]);
         assert_eq!(out.pump(outbox, 8, |slices| script.write(slices)), Pumped::Blocked);

@@ -1,7 +1,10 @@
-//! The memory that all peers together may take: for what they have not taken yet, and for what they have not sent to
-//! its end.
+//! What the connections of a server share: the memory that all peers together may take, for what they have not taken yet
+//! and for what they have not sent to its end, and the threads on which they are served.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+
+use crate::storage::Rouse;
 
 /// A bound on memory that many connections share.
 #[derive(Debug)]
@@ -40,18 +43,21 @@ impl Budget {
     }
 }
 
-/// The budgets of all connections of a server.
+/// What all connections of a server share.
 #[derive(Debug)]
-pub(crate) struct Budgets {
+pub(crate) struct Host {
     /// What peers have not taken yet. A connection holds some only while its socket takes no more. Beyond the bound nobody
     /// is cut off, but what is begun for a connection is little, so that little is left over when it blocks.
     pub(crate) send: Budget,
-    /// What peers have sent of messages that are not complete. Beyond the bound, who holds more than a little is sent away.
+    /// What peers have sent of messages that are not complete. Beyond the bound, nothing is read from who has sent more than
+    /// a little of one.
     pub(crate) receive: Budget,
+    /// Whether sessions may commit on their own thread, and who is told if that takes long.
+    pub(crate) rouse: Option<Arc<dyn Rouse>>,
 }
 
-impl Budgets {
-    pub(crate) fn new(send_bytes_max: usize, receive_bytes_max: usize) -> Self {
-        Self { send: Budget::new(send_bytes_max), receive: Budget::new(receive_bytes_max) }
+impl Host {
+    pub(crate) fn new(send_bytes_max: usize, receive_bytes_max: usize, rouse: Option<Arc<dyn Rouse>>) -> Self {
+        Self { send: Budget::new(send_bytes_max), receive: Budget::new(receive_bytes_max), rouse }
     }
 }
