@@ -3,6 +3,7 @@
 //!
 //! A session with a thousand lagging rooms gets the same share as a session with one.
 
+use std::cell::Cell;
 use std::collections::{HashMap, VecDeque};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -70,11 +71,19 @@ struct Queue {
     live: Turns,
     history: Turns,
     live_turns: u32,
+    /// How many jobs wait.
+    waiting: usize,
     closed: bool,
 }
 
 impl Queue {
     fn pop(&mut self) -> Option<(Class, SessionKey, Job)> {
+        let popped = self.next();
+        self.waiting -= usize::from(popped.is_some());
+        popped
+    }
+
+    fn next(&mut self) -> Option<(Class, SessionKey, Job)> {
         if self.live_turns < LIVE_TURNS_PER_HISTORY_TURN
             && let Some((session, job)) = self.live.pop()
         {
@@ -89,6 +98,7 @@ impl Queue {
     }
 
     fn push(&mut self, class: Class, session: SessionKey, job: Job) {
+        self.waiting += 1;
         match class {
             Class::Live => self.live.push(session, job),
             Class::History => self.history.push(session, job),
@@ -100,6 +110,17 @@ impl Queue {
 struct Shared {
     queue: Mutex<Queue>,
     work: Condvar,
+}
+
+impl Shared {
+    fn address(&self) -> usize {
+        std::ptr::from_ref(self).addr()
+    }
+}
+
+thread_local! {
+    /// The pool that this thread belongs to.
+    static POOL_OF_THREAD: Cell<usize> = const { Cell::new(0) };
 }
 
 /// The threads. Dropped, they finish the turn they are in and end; jobs that wait are dropped.
@@ -149,15 +170,20 @@ impl Pool {
     /// How many jobs wait.
     #[cfg(test)]
     pub(crate) fn waiting(&self) -> usize {
-        let queue = self.shared.queue.lock();
-        let count = |turns: &Turns| turns.jobs.values().map(VecDeque::len).sum::<usize>();
-        count(&queue.live) + count(&queue.history)
+        self.shared.queue.lock().waiting
     }
 
     /// Adds a job behind the others of its session.
     pub(crate) fn submit(&self, class: Class, session: SessionKey, job: Job) {
-        self.shared.queue.lock().push(class, session, job);
-        self.shared.work.notify_one();
+        let mut queue = self.shared.queue.lock();
+        queue.push(class, session, job);
+        // A thread of the pool looks for the next job when it is done with its own, and has at hand what this one needs:
+        // another thread is woken only if there is more than that.
+        let is_next_here = queue.waiting == 1 && POOL_OF_THREAD.get() == self.shared.address();
+        drop(queue);
+        if !is_next_here {
+            self.shared.work.notify_one();
+        }
         #[cfg(test)]
         if let Some(told) = &self.told {
             told();
@@ -166,6 +192,9 @@ impl Pool {
 }
 
 fn run(shared: &Shared) {
+    // They are more than there are cores, to wait for the disk; those who read the past must not delay what is live.
+    crate::storage::stand_back();
+    POOL_OF_THREAD.set(shared.address());
     let mut queue = shared.queue.lock();
     loop {
         if queue.closed {

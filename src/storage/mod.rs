@@ -31,6 +31,7 @@ pub use ballast::BALLAST_NAME;
 pub use block::Block;
 #[cfg(feature = "server")]
 pub(crate) use disk::descriptors_max;
+pub(crate) use embedded::stand_back;
 pub use engine::{
     Answer, Append, Appended, Engine, EngineError, Health, Outcome, Outline, Read, ReadAt, Reply, Rouse, Submission,
     record_hash,

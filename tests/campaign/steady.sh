@@ -30,6 +30,7 @@ stall_timeout = "1 min"
 [storage]
 $(bounded_low)
 publishers_per_room = 100
+publisher_seqs = 16
 publisher_age_max = "1 min"
 
 [[retention]]

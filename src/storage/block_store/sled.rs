@@ -142,7 +142,7 @@ struct Writer {
 const KEYS_AHEAD: usize = 24;
 
 /// About how many bytes of values a leaf is to have.
-const LEAF_BYTES: usize = 64 << 10;
+const LEAF_BYTES: usize = 32 << 10;
 
 /// The keys without a value behind one of so many bytes.
 fn fillers(value_bytes: usize) -> u8 {

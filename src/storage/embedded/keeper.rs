@@ -37,10 +37,14 @@ use crate::types::{Offset, Time};
 /// How often the keeper looks around when nobody asks.
 const PERIOD: Duration = Duration::from_millis(100);
 
-/// A third of the weight of the threads that somebody waits for. Less, and under a load that never ends the journal
-/// would reach its limit, where publishers wait for the volumes.
-#[cfg(target_os = "linux")]
-const NICENESS: i32 = 5;
+/// Gives this thread a third of the weight of those that live sessions wait for. Less, and under a load that never ends
+/// the journal would reach its limit, where publishers wait for the volumes.
+///
+/// On Linux that is of this thread and of those that it starts. Refused, it competes with everything else.
+pub(crate) fn stand_back() {
+    #[cfg(target_os = "linux")]
+    let _ = rustix::process::nice(5);
+}
 
 /// How often it looks at what is slow to change.
 const SLOW_PERIOD: Duration = Duration::from_secs(1);
@@ -118,10 +122,7 @@ impl Keeper {
 
     pub(super) fn run(mut self) {
         let shared = Arc::clone(&self.shared);
-        // On Linux that is of this thread and of those that it starts, sled's for a volume. Refused, volumes compete with
-        // everything else.
-        #[cfg(target_os = "linux")]
-        let _ = rustix::process::nice(NICENESS);
+        stand_back();
         if let Err(panic) = catch_unwind(AssertUnwindSafe(|| self.work())) {
             // Nothing would shorten the journal any more, and publishers would wait for that.
             shared.fail(format!("the keeper has panicked: {}", said(&*panic)));

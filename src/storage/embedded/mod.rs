@@ -40,6 +40,7 @@ use super::{OpenError, Options};
 use crate::metrics::{Budget, Metrics};
 use crate::types::{Code, Epoch, Offset, Refused, RoomName, Time};
 
+pub(crate) use self::keeper::stand_back;
 #[cfg(all(test, feature = "server", feature = "client"))]
 pub(crate) use self::stepped::SteppedLog;
 
