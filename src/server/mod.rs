@@ -8,6 +8,7 @@ mod options;
 mod tcp;
 mod udp;
 
+use std::cmp::Reverse;
 use std::collections::HashMap;
 use std::io;
 use std::net::SocketAddr;
@@ -93,22 +94,28 @@ pub struct Server {
     inner: Arc<Inner>,
 }
 
-/// Wakes a worker of the runtime. One that commits looks at no sockets, and another one may sleep meanwhile.
+/// Wakes a worker of the runtime. One that commits looks at no sockets, and the others may be asleep; and what it has made
+/// ready last, which may be a task of the fan-out, nobody takes from it.
 #[derive(Debug)]
-struct Rouser(tokio::runtime::Handle);
+struct Rouser {
+    runtime: tokio::runtime::Handle,
+    fanout: Arc<Fanout>,
+}
 
 impl Rouser {
     /// `None` where there is a single worker, which everybody would have to wait for.
-    fn of_this_runtime() -> Option<Arc<dyn Rouse>> {
+    fn of_this_runtime(fanout: &Arc<Fanout>) -> Option<Arc<dyn Rouse>> {
         let runtime = tokio::runtime::Handle::current();
-        (runtime.metrics().num_workers() > 1).then(|| Arc::new(Self(runtime)) as Arc<dyn Rouse>)
+        let has_others = runtime.metrics().num_workers() > 1;
+        has_others.then(|| Arc::new(Self { runtime, fanout: Arc::clone(fanout) }) as Arc<dyn Rouse>)
     }
 }
 
 impl Rouse for Rouser {
     fn rouse(&self) {
-        // Whoever runs this goes on with what there is, and then sleeps where the sockets are.
-        drop(self.0.spawn(async {}));
+        // Whoever runs this goes on with what else there is, and then sleeps where the sockets are.
+        let fanout = Arc::clone(&self.fanout);
+        drop(self.runtime.spawn(async move { fanout.serve_what_is_ready() }));
     }
 }
 
@@ -178,13 +185,13 @@ impl Server {
             admin: operators.as_ref().map(|(_, address)| *address),
         };
         let admission = Arc::new(Admission::new(&options, Arc::clone(broker.metrics())));
-        let rouse = Rouser::of_this_runtime();
+        let fanout = Arc::<Fanout>::default();
+        let rouse = Rouser::of_this_runtime(&fanout);
         let host = Arc::new(Host::new(options.send_bytes_max, options.receive_bytes_max, rouse));
         for (budget, of) in [(Budget::SendBuffers, &host.send), (Budget::ReceiveBuffers, &host.receive)] {
             #[expect(clippy::cast_precision_loss, reason = "a gauge is a float")]
             broker.metrics().budget_max[budget].set(of.bytes_max() as f64);
         }
-        let fanout = Arc::<Fanout>::default();
         let inner = Arc::new(Inner {
             broker,
             options,
@@ -323,20 +330,18 @@ impl Inner {
     /// the last look, until a quarter is free.
     fn make_room(&self) {
         let receive = &self.host.receive;
-        if receive.used() < receive.bytes_max() / 2 {
-            return;
-        }
-        let mut stale: Vec<(usize, Arc<Outbox>)> = {
+        let mut stale: Vec<_> = {
             let sessions = self.sessions.lock();
-            let stale = sessions.values().filter_map(|Entry { outbox, .. }| Some((outbox.stale_bytes()?, outbox)));
-            stale.map(|(bytes, outbox)| (bytes, Arc::clone(outbox))).collect()
+            let stale = sessions.values().filter_map(|Entry { outbox, .. }| Some((outbox.stale()?, outbox)));
+            stale.map(|((is_paused, bytes), outbox)| (is_paused, bytes, Arc::clone(outbox))).collect()
         };
         if !receive.is_used_up() {
             return;
         }
-        stale.sort_unstable_by_key(|(bytes, _)| std::cmp::Reverse(*bytes));
+        // Those first who might have sent more, and have not.
+        stale.sort_unstable_by_key(|(is_paused, bytes, _)| (*is_paused, Reverse(*bytes)));
         let mut used = receive.used();
-        for (bytes, outbox) in stale {
+        for (_, bytes, outbox) in stale {
             if used < receive.bytes_max() / 4 * 3 {
                 break;
             }
@@ -384,6 +389,7 @@ impl Inner {
 
     async fn upkeep(self: Arc<Self>) {
         let mut interval = tokio::time::interval(UPKEEP);
+        interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             tokio::select! {
                 biased;

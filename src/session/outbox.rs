@@ -22,7 +22,7 @@ const PORTION_BYTES_MIN: usize = 1 << 10;
 /// An idle session keeps no larger buffer than this.
 const KEPT_BYTES_MAX: usize = 4 << 10;
 
-/// What a message that is not complete may take, however many do, in bytes: 64 KiB of it in a buffer that has grown by
+/// What a message that is not complete may take without being counted, in bytes: 64 KiB of it in a buffer that has grown by
 /// doubling.
 const PARTIAL_BYTES_MIN: usize = 128 << 10;
 
@@ -49,9 +49,12 @@ pub(crate) struct Outbox {
     waiting: AtomicBool,
     /// Bytes that the connection holds because its peer does not take them.
     held: AtomicUsize,
-    /// What a message takes that is not complete, in bytes; and what it took when the server last looked.
+    /// What a message takes that is not complete, in bytes; and what of it counts.
     partial: AtomicUsize,
-    partial_before: AtomicUsize,
+    over: AtomicUsize,
+    /// Whether it has gone on since the server last looked, and whether more of it is not read.
+    goes_on: AtomicBool,
+    paused: AtomicBool,
     crowded_out: AtomicBool,
     host: Arc<Host>,
     /// 0, or 1 more than the milliseconds after which to come back: the server shuts down.
@@ -80,7 +83,9 @@ impl Outbox {
             waiting: AtomicBool::new(false),
             held: AtomicUsize::new(0),
             partial: AtomicUsize::new(0),
-            partial_before: AtomicUsize::new(0),
+            over: AtomicUsize::new(0),
+            goes_on: AtomicBool::new(false),
+            paused: AtomicBool::new(false),
             crowded_out: AtomicBool::new(false),
             host,
             stop: AtomicU32::new(0),
@@ -281,21 +286,32 @@ impl Outbox {
         self.host.send.hold(&self.held, bytes);
     }
 
-    /// Says how much memory a message takes that is not complete, in bytes.
+    /// Says how much memory a message takes that is not complete, in bytes: after each read, as long as one is under way.
     pub(crate) fn receives(&self, bytes: usize) {
-        self.host.receive.hold(&self.partial, bytes);
+        if bytes == 0 && self.partial.load(Ordering::Relaxed) == 0 {
+            return;
+        }
+        self.partial.store(bytes, Ordering::Relaxed);
+        self.goes_on.store(true, Ordering::Relaxed);
+        self.host.receive.hold(&self.over, bytes.saturating_sub(PARTIAL_BYTES_MIN));
     }
 
     /// Whether more of a message may be received: not of a long one while all together hold too much.
     pub(crate) fn may_receive(&self) -> bool {
-        self.partial.load(Ordering::Relaxed) <= PARTIAL_BYTES_MIN || !self.host.receive.is_used_up()
+        let may = self.partial.load(Ordering::Relaxed) < PARTIAL_BYTES_MIN || !self.host.receive.is_used_up();
+        if self.paused.load(Ordering::Relaxed) == may {
+            self.paused.store(!may, Ordering::Relaxed);
+        }
+        may
     }
 
-    /// What a long message takes of which nothing has come since this was last asked.
-    pub(crate) fn stale_bytes(&self) -> Option<usize> {
-        let bytes = self.partial.load(Ordering::Relaxed);
-        let before = self.partial_before.swap(bytes, Ordering::Relaxed);
-        (bytes > PARTIAL_BYTES_MIN && bytes == before).then_some(bytes)
+    /// Of a long message that has not gone on since this was last asked: whether it is the server that does not read, and
+    /// what of it counts.
+    pub(crate) fn stale(&self) -> Option<(bool, usize)> {
+        let goes_on = self.goes_on.swap(false, Ordering::Relaxed);
+        let over = self.over.load(Ordering::Relaxed);
+        let stays = over > 0 && !goes_on && !self.crowded_out.load(Ordering::Relaxed);
+        stays.then(|| (self.paused.load(Ordering::Relaxed), over))
     }
 
     /// Asks the session to end, since its message takes memory that others need.

@@ -269,7 +269,11 @@ impl Service {
             return Reading::PausedUntilWoken;
         }
         let (waiting, waiting_max) = self.broker.queue();
-        if waiting >= waiting_max || !self.outbox.may_receive() { Reading::PausedForMemory } else { Reading::Goes }
+        match self.outbox.may_receive() {
+            _ if waiting >= waiting_max => Reading::PausedForQueue,
+            true => Reading::Goes,
+            false => Reading::PausedForMemory,
+        }
     }
 
     /// Requests without an answer, and their bytes.
@@ -369,7 +373,9 @@ pub(crate) enum Reading {
     Goes,
     /// Not until the session's task is woken: an answer will do that.
     PausedUntilWoken,
-    /// Not while the commit queue is full, or the memory for messages that are not complete: nobody tells of that.
+    /// Not while the commit queue is full, of which nobody tells.
+    PausedForQueue,
+    /// Not while messages that are not complete take all memory that they may, of which nobody tells.
     PausedForMemory,
 }
 

@@ -611,7 +611,7 @@ impl Task {
             match reading {
                 Reading::Goes => {}
                 Reading::PausedUntilWoken => return Ok(None),
-                Reading::PausedForMemory => return Ok(Some(now + Duration::from_millis(2))),
+                Reading::PausedForQueue | Reading::PausedForMemory => return Ok(Some(now + Duration::from_millis(2))),
             }
             let mut buffer = [0; 4096];
             match self.connection.wire.up.poll_read(cx, &mut buffer) {

@@ -95,7 +95,9 @@ async fn what_is_let_go_of_after_it_was_read_ahead_comes_once_all_the_same() {
     let rooms = rooms_with_one_record(&broker, 9).await;
     let woken = Arc::<Woken>::default();
     let readers = broker.readers(1, Arc::clone(&woken) as Arc<dyn Wake>);
+    let busy = occupy(&broker);
     join_all(&readers, &rooms);
+    drop(busy);
     let (mut live, mut records) = (0, 0);
     while live < 9 {
         // As many are read ahead as may be.

@@ -194,8 +194,8 @@ fn what_comes_into_memory_with_a_value_is_about_as_long_whatever_its_length() {
         let reader = store.open(&volume).unwrap();
         let together = usize::try_from(reader.keys_held_together(length)).unwrap();
         assert!((1..=9).contains(&together), "{together} of {length} bytes");
-        assert!(together * length <= (64 << 10) + length, "{together} of {length} bytes");
-        assert!(together == 9 || together * length >= 24 << 10, "{together} of {length} bytes");
+        assert!(together * length <= (32 << 10) + length, "{together} of {length} bytes");
+        assert!(together == 9 || together * length >= 18 << 10, "{together} of {length} bytes");
         assert!((1..=60).all(|first| reader.get(key(first / 7, first, 0)).unwrap().unwrap().len() == length));
     }
 }

@@ -162,7 +162,7 @@ impl Seat {
                     self.watched.store(true, Ordering::SeqCst);
                 }
             }
-            if self.watched.load(Ordering::SeqCst) {
+            if is_being_made || self.watched.load(Ordering::SeqCst) {
                 std::thread::park_timeout(WATCH_PERIOD);
             } else {
                 std::thread::park();

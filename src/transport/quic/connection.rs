@@ -16,7 +16,7 @@ use crate::session::{Due, End, Life, Outbox, Reading, Service};
 use crate::storage::{Answer, Reply, Targets};
 use crate::transport::encode::Tally;
 use crate::transport::timer::Timer;
-use crate::transport::{CLOSE_TIMEOUT, QUEUE_RETRY, READ_BYTES, ROUNDS};
+use crate::transport::{CLOSE_TIMEOUT, MEMORY_RETRY, QUEUE_RETRY, READ_BYTES, ROUNDS};
 
 /// Serves a session until it is over.
 pub(crate) async fn serve(connection: quinn::Connection, broker: Broker, number: u64, outbox: Arc<Outbox>) {
@@ -144,7 +144,9 @@ impl Task {
             }
             self.service.read_on();
             if let Some(end) = self.outbox.asked_to_end() {
-                // What was accepted is committed and answered first.
+                // What was accepted is committed and answered first, and nothing more is read.
+                self.partial = Vec::new();
+                self.outbox.receives(0);
                 return match self.service.in_flight().0 {
                     0 => Err(Over::End(end)),
                     _ => Ok(None),
@@ -158,7 +160,8 @@ impl Task {
             match reading {
                 Reading::Goes => {}
                 Reading::PausedUntilWoken => return Ok(None),
-                Reading::PausedForMemory => return Ok(Some(now + QUEUE_RETRY)),
+                Reading::PausedForQueue => return Ok(Some(now + QUEUE_RETRY)),
+                Reading::PausedForMemory => return Ok(Some(now + MEMORY_RETRY)),
             }
             match self.read(cx, now) {
                 Poll::Ready(read) => read?,
@@ -197,6 +200,8 @@ impl Task {
         // What came before an error was accepted.
         self.service.submit();
         let completed = !matches!(taken, Ok(0));
+        // A commit may have been made meanwhile.
+        let now = now.max(Instant::now());
         self.service.session().clocks().heard(now, completed, !self.partial.is_empty());
         self.outbox.receives(self.partial.capacity());
         Poll::Ready(taken.map(|_| ()).map_err(Over::End))

@@ -30,7 +30,7 @@ use crate::protocol::JoinId;
 use crate::session::{Due, End, Life, Outbox, Reading, Service, Streams};
 use crate::storage::{Answer, Refused, Reply, Targets};
 use crate::transport::timer::Timer;
-use crate::transport::{CLOSE_TIMEOUT, QUEUE_RETRY, READ_BYTES, ROUNDS};
+use crate::transport::{CLOSE_TIMEOUT, MEMORY_RETRY, QUEUE_RETRY, READ_BYTES, ROUNDS};
 use crate::types::RoomName;
 
 /// So much is read of a peer that has been told goodbye, in bytes: more than buffers hold on the way. Who sends on all the
@@ -309,6 +309,9 @@ impl Task {
             self.service.read_on();
             if let Some(end) = self.connection.outbox.asked_to_end() {
                 // What was accepted is committed and answered first.
+                // Nothing more is read: what is here of a message will not become one.
+                self.guard.let_go();
+                self.connection.outbox.receives(0);
                 self.connection.outbox.set_waiting(true);
                 return match self.service.in_flight().0 {
                     0 => Err(Over::End(end)),
@@ -328,7 +331,8 @@ impl Task {
             match reading {
                 Reading::Goes => {}
                 Reading::PausedUntilWoken => return Ok(None),
-                Reading::PausedForMemory => return Ok(Some(now + QUEUE_RETRY)),
+                Reading::PausedForQueue => return Ok(Some(now + QUEUE_RETRY)),
+                Reading::PausedForMemory => return Ok(Some(now + MEMORY_RETRY)),
             }
             match self.read(cx, now) {
                 Poll::Ready(read) => read?,
@@ -408,6 +412,8 @@ impl Task {
         });
         // What came before an error was accepted.
         service.submit();
+        // A commit may have been made meanwhile.
+        let now = now.max(Instant::now());
         service.session().clocks().heard(now, completed, guard.within_message());
         connection.outbox.receives(guard.held_bytes());
         read

@@ -70,26 +70,38 @@ impl Fanout {
         drop(list);
     }
 
+    /// Serves the next ones; whether there were any.
+    fn turn(&self, taken: &mut Vec<Arc<dyn Served>>) -> bool {
+        {
+            let list = &mut self.ready.lock().list;
+            let count = list.len().min(AT_ONCE);
+            taken.extend(list.drain(..count));
+        }
+        let are_there = !taken.is_empty();
+        for connection in taken.drain(..) {
+            // A task that ended here would serve nobody any more; the connection's own ends if it has to.
+            if catch_unwind(AssertUnwindSafe(|| connection.serve_in_turn())).is_err() {
+                tracing::error!("serving a connection has panicked");
+                connection.serve_by_task();
+            }
+        }
+        are_there
+    }
+
+    /// Serves what is in the list, where its tasks may be kept from it.
+    pub(crate) fn serve_what_is_ready(&self) {
+        let mut taken = Vec::new();
+        while self.turn(&mut taken) {}
+    }
+
     /// Serves what is added, for ever.
     pub(crate) async fn serve(self: Arc<Self>) {
         let mut taken = Vec::with_capacity(AT_ONCE);
         let mut turn = 0_u32;
         loop {
-            {
-                let list = &mut self.ready.lock().list;
-                let count = list.len().min(AT_ONCE);
-                taken.extend(list.drain(..count));
-            }
-            if taken.is_empty() {
+            if !self.turn(&mut taken) {
                 self.work.notified().await;
                 continue;
-            }
-            for connection in taken.drain(..) {
-                // A task that ended here would serve nobody any more; the connection's own ends if it has to.
-                if catch_unwind(AssertUnwindSafe(|| connection.serve_in_turn())).is_err() {
-                    tracing::error!("serving a connection has panicked");
-                    connection.serve_by_task();
-                }
             }
             turn += 1;
             if turn.is_multiple_of(TURNS_PER_LOOK) {
