@@ -81,7 +81,8 @@ impl Broker {
         Ok(answered.await.unwrap_or_else(|_| Err(closed()))?)
     }
 
-    /// As [`Broker::history`], for a session: `then` is called once, on this thread or on a reading one, and must not wait for another page.
+    /// As [`Broker::history`], for a session: `then` is called once, on this thread or on a reading one, and must not wait
+    /// for another page.
     pub fn page(
         &self,
         session: SessionKey,
