@@ -27,7 +27,7 @@ max_bytes = "128 KiB"
 END
 step=${CALL_STEP:-16}
 ws=$(free_port) admin=$(free_port)
-cases=0 refused=0 failed=0
+cases=0 refused=0 failed=0 closings=0
 client() { ledger "$work/ledger" "$@"; }
 # Until nothing is left to be done, the journal has failed, or time is over.
 rests() { (($(metric roomlog_storage_state) == 2 || $(metric roomlog_builder_backlog_bytes) < 1 << 20)); }
@@ -64,7 +64,12 @@ one_case() { # one_case CALL ERROR N: whether there was an nth call
     fi
     # strace may take a moment longer than the server.
     if ! until_true 1 grep -q INJECTED "$work/calls"; then return 1; fi
-    if grep "panicked" "$work/serve.log"; then fail "$what: a panic"; fi
+    # sled panics when the sync with which it closes a database fails. That is caught and told, and the volume was synced before.
+    caught=$(grep -c "panicked at .*/sled-[0-9.]*/src/pagecache/logger.rs" "$work/serve.log") || true
+    told=$(grep -c "closing failed" "$work/serve.log") || true
+    if ((caught > told)); then fail "$what: a panic of sled that is not caught"; fi
+    closings=$((closings + caught))
+    if grep "panicked" "$work/serve.log" | grep -v "/sled-[0-9.]*/src/pagecache/logger.rs"; then fail "$what: a panic"; fi
     with=()
     serve --config "$work/broker.toml" || fail "$what: the next start does not succeed"
     if [[ -s $work/ledger ]]; then
@@ -90,5 +95,5 @@ for call in ${CALLS:-pwrite64 fdatasync fsync rename unlink mkdir ftruncate}; do
         echo "$call: $error at every ${step}th from the ${first}th on, up to the $((n - step))th"
     done
 done
-echo "$cases failures: $refused starts refused, $failed journals stopped; nothing acknowledged was lost"
+echo "$cases failures: $refused starts refused, $failed journals stopped, sled could not close $closings times; nothing acknowledged was lost"
 ((cases > 0))
