@@ -345,7 +345,7 @@ async fn messages_that_never_end_take_no_more_memory_than_they_may() {
     // A small one is received all the same.
     Session::open(address(&server)).await.publish("kept", &KEPT).await;
     // In a buffer that has grown by doubling, one of them counts as 128 KiB, and two are as much as may be.
-    shows_one(&exporter, |line| {
+    shows_one(&exporter, "the eleventh that is sent away", |line| {
         let count =
             line.strip_prefix("roomlog_errors_total{code=\"busy\"} ").and_then(|count| count.parse::<u32>().ok());
         count.is_some_and(|count| count >= 11)
@@ -367,7 +367,7 @@ async fn messages_that_never_end_take_no_more_memory_than_they_may() {
             other => panic!("{other:?}"),
         }
     }
-    assert!(stored == 1 && away == 11 && stored + away == 12, "{stored} stored, {away} sent away");
+    assert!(stored == 1 && away == 11, "{stored} stored, {away} sent away");
     shows(&exporter, "roomlog_budget_used_bytes{budget=\"receive_buffers\"} 0").await;
     let mut session = Session::open(address(&server)).await;
     session.raw.send(&large).await;

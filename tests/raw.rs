@@ -60,11 +60,11 @@ pub(crate) async fn server(change: impl FnOnce(&mut Limits, &mut Options)) -> (S
 
 /// Waits until a line of the metrics is as it must become: what is counted is counted a moment after it is sent.
 pub(crate) async fn shows(exporter: &Exporter, line: &str) {
-    shows_one(exporter, |shown| shown == line).await;
+    shows_one(exporter, line, |shown| shown == line).await;
 }
 
-/// Waits until the metrics have such a line.
-pub(crate) async fn shows_one(exporter: &Exporter, is_it: impl Fn(&str) -> bool) {
+/// Waits until the metrics have a line of which `is_it` holds; `what` is said if that does not come.
+pub(crate) async fn shows_one(exporter: &Exporter, what: &str, is_it: impl Fn(&str) -> bool) {
     let deadline = tokio::time::Instant::now() + PATIENCE;
     loop {
         exporter.upkeep();
@@ -72,7 +72,7 @@ pub(crate) async fn shows_one(exporter: &Exporter, is_it: impl Fn(&str) -> bool)
         if rendered.lines().any(&is_it) {
             return;
         }
-        assert!(tokio::time::Instant::now() < deadline, "the line does not come:\n{rendered}");
+        assert!(tokio::time::Instant::now() < deadline, "{what} does not come:\n{rendered}");
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
 }

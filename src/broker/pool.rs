@@ -301,6 +301,33 @@ mod tests {
     }
 
     #[test]
+    fn what_a_job_submits_is_done_by_its_thread_or_by_others_beside_it() {
+        let pool = Arc::new(Pool::start(2).expect("threads can be started"));
+        let (here, (done, all)) = (Arc::downgrade(&pool), mpsc::channel());
+        let first = move || {
+            let pool = here.upgrade().expect("the test holds it");
+            let (meet, met) = mpsc::channel();
+            pool.submit(Class::Live, 2, note(&done, 2, 1));
+            pool.submit(
+                Class::Live,
+                3,
+                Box::new(move || {
+                    let _ = meet.send(());
+                    Turn::Done
+                }),
+            );
+            // This thread does not look for a job before that: another one has been woken.
+            met.recv_timeout(Duration::from_secs(60)).expect("another thread takes one");
+            let _ = done.send((1, 1));
+            Turn::Done
+        };
+        pool.submit(Class::Live, 1, Box::new(first));
+        let mut sessions: Vec<_> = all.iter().take(2).map(|(session, _)| session).collect();
+        sessions.sort_unstable();
+        assert_eq!(sessions, [1, 2]);
+    }
+
+    #[test]
     fn a_job_that_panics_leaves_the_thread_to_the_others() {
         let pool = Pool::start(1).expect("threads can be started");
         pool.submit(Class::Live, 1, Box::new(|| panic!("as it is meant to be")));

@@ -274,7 +274,7 @@ def little_fragments():
     return "1009"
 
 
-@attack("messages of 1 MiB that never end, on 400 connections", 260)
+@attack("messages of 1 MiB that never end, on 400 connections", 200)
 def half_messages():
     kept, began = [upgraded() for _ in range(400)], time.monotonic()
     left = {one: memoryview(head(0x82, MIB) + bytes(MIB - 1)) for one in kept}

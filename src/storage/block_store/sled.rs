@@ -147,7 +147,7 @@ const LEAF_BYTES: usize = 32 << 10;
 /// The keys without a value behind one of so many bytes.
 fn fillers(value_bytes: usize) -> u8 {
     let keys = (LEAF_KEYS * value_bytes).div_ceil(LEAF_BYTES).max(1);
-    u8::try_from(keys - 1).expect("a value is at most half a leaf")
+    u8::try_from(keys - 1).expect("a value is at most a leaf")
 }
 
 impl BlockWriter for Writer {

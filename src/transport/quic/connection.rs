@@ -144,9 +144,8 @@ impl Task {
             }
             self.service.read_on();
             if let Some(end) = self.outbox.asked_to_end() {
-                // What was accepted is committed and answered first, and nothing more is read.
-                self.partial = Vec::new();
-                self.outbox.receives(0);
+                // What was accepted is committed and answered first.
+                self.let_go_of_message();
                 return match self.service.in_flight().0 {
                     0 => Err(Over::End(end)),
                     _ => Ok(None),
@@ -163,7 +162,7 @@ impl Task {
                 Reading::PausedForQueue => return Ok(Some(now + QUEUE_RETRY)),
                 Reading::PausedForMemory => return Ok(Some(now + MEMORY_RETRY)),
             }
-            match self.read(cx, now) {
+            match self.read(cx) {
                 Poll::Ready(read) => read?,
                 Poll::Pending => return Ok(None),
             }
@@ -189,7 +188,7 @@ impl Task {
         Ok(())
     }
 
-    fn read(&mut self, cx: &mut Context<'_>, now: Instant) -> Poll<Result<(), Over>> {
+    fn read(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Over>> {
         // Dropped without having read, this has done nothing: quinn says so.
         let read = match pin!(self.recv.read_chunk(READ_BYTES, true)).poll(cx) {
             Poll::Pending => return Poll::Pending,
@@ -200,9 +199,8 @@ impl Task {
         // What came before an error was accepted.
         self.service.submit();
         let completed = !matches!(taken, Ok(0));
-        // A commit may have been made meanwhile.
-        let now = now.max(Instant::now());
-        self.service.session().clocks().heard(now, completed, !self.partial.is_empty());
+        // Looked at anew: a commit may have been made meanwhile.
+        self.service.session().clocks().heard(Instant::now(), completed, !self.partial.is_empty());
         self.outbox.receives(self.partial.capacity());
         Poll::Ready(taken.map(|_| ()).map_err(Over::End))
     }
@@ -228,11 +226,16 @@ impl Task {
         Ok(count)
     }
 
+    /// Nothing more is read: what is here of a frame will not become one.
+    fn let_go_of_message(&mut self) {
+        self.partial = Vec::new();
+        self.outbox.receives(0);
+    }
+
     /// Sends the goodbye, and gives the peer time to take it.
     async fn finish(mut self, connection: &quinn::Connection, over: Over) {
         tracing::debug!(?over, "a QUIC session ends");
-        self.partial = Vec::new();
-        self.outbox.receives(0);
+        self.let_go_of_message();
         let Over::End(end) = over else { return };
         self.outbox.goodbye(&end);
         let outbox = &self.outbox;

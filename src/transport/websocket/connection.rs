@@ -309,9 +309,7 @@ impl Task {
             self.service.read_on();
             if let Some(end) = self.connection.outbox.asked_to_end() {
                 // What was accepted is committed and answered first.
-                // Nothing more is read: what is here of a message will not become one.
-                self.guard.let_go();
-                self.connection.outbox.receives(0);
+                self.let_go_of_message();
                 self.connection.outbox.set_waiting(true);
                 return match self.service.in_flight().0 {
                     0 => Err(Over::End(end)),
@@ -334,7 +332,7 @@ impl Task {
                 Reading::PausedForQueue => return Ok(Some(now + QUEUE_RETRY)),
                 Reading::PausedForMemory => return Ok(Some(now + MEMORY_RETRY)),
             }
-            match self.read(cx, now) {
+            match self.read(cx) {
                 Poll::Ready(read) => read?,
                 Poll::Pending => return Ok(None),
             }
@@ -378,21 +376,21 @@ impl Task {
         Some(pumped)
     }
 
-    fn read(&mut self, cx: &mut Context<'_>, now: Instant) -> Poll<Result<(), Over>> {
+    fn read(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Over>> {
         if !self.early.is_empty() {
             let early = std::mem::take(&mut self.early);
-            return Poll::Ready(self.take(&early, now));
+            return Poll::Ready(self.take(&early));
         }
         READ.with_borrow_mut(|buffer| {
             let read = read(&self.connection, self.tls.as_deref_mut(), buffer, cx);
             match ready!(read) {
                 Err(_) | Ok(0) => Poll::Ready(Err(Over::Gone)),
-                Ok(bytes) => Poll::Ready(self.take(&buffer[..bytes], now)),
+                Ok(bytes) => Poll::Ready(self.take(&buffer[..bytes])),
             }
         })
     }
 
-    fn take(&mut self, bytes: &[u8], now: Instant) -> Result<(), Over> {
+    fn take(&mut self, bytes: &[u8]) -> Result<(), Over> {
         let Self { connection, service, guard, unwritten, .. } = self;
         let mut completed = false;
         let read = guard.read(bytes, |event| {
@@ -412,11 +410,16 @@ impl Task {
         });
         // What came before an error was accepted.
         service.submit();
-        // A commit may have been made meanwhile.
-        let now = now.max(Instant::now());
-        service.session().clocks().heard(now, completed, guard.within_message());
+        // Looked at anew: a commit may have been made meanwhile.
+        service.session().clocks().heard(Instant::now(), completed, guard.within_message());
         connection.outbox.receives(guard.held_bytes());
         read
+    }
+
+    /// Nothing more is read: what is here of a message will not become one.
+    fn let_go_of_message(&mut self) {
+        self.guard.let_go();
+        self.connection.outbox.receives(0);
     }
 
     /// Sends the last frames, and gives the peer time to take them and to close.
@@ -424,8 +427,7 @@ impl Task {
         tracing::debug!(?over, "a WebSocket session ends");
         let connection = Arc::clone(&self.connection);
         drop(connection.out.lock().readers.take());
-        self.guard.let_go();
-        connection.outbox.receives(0);
+        self.let_go_of_message();
         let (code, reason) = match &over {
             Over::Gone => return,
             Over::Closed => (Some(1000), String::new()),
