@@ -53,7 +53,7 @@ impl Options {
     }
 
     fn with_storage(storage: crate::storage::Options) -> Self {
-        Self { limits: Limits::default(), read_threads: 4, storage, metrics: Arc::new(Metrics::disabled()) }
+        Self { limits: Limits::default(), read_threads: 6, storage, metrics: Arc::new(Metrics::disabled()) }
     }
 }
 

@@ -1,13 +1,14 @@
-//! The fixed pool of threads that read from the store: one block per turn, in turns over sessions, and history
-//! requests below live readers.
+//! The fixed pool of threads that read from the store, one block per turn: for sessions that open their rooms first, in
+//! the order in which they came, then for those that read much, in turns, and for history requests below both.
 //!
-//! A session with a thousand lagging rooms gets the same share as a session with one.
+//! A session with a thousand lagging rooms gets the same share as a session with one, and neither delays who has just come.
 
 use std::cell::Cell;
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
 
@@ -38,6 +39,119 @@ pub(crate) type Job = Box<dyn FnMut() -> Turn + Send>;
 /// After this many turns of live readers a history request gets one, if there is any.
 const LIVE_TURNS_PER_HISTORY_TURN: u32 = 8;
 
+/// A visitor has so many turns before it is one of those that read much.
+const VISIT_TURNS: u32 = 128;
+
+/// After this many turns of visitors those that read much get one.
+const VISIT_TURNS_PER_OTHER_TURN: u32 = 4;
+
+/// A session that has wanted nothing for so long comes anew.
+const ABSENCE: Duration = Duration::from_millis(200);
+
+/// Live readers. A session that opens its rooms needs a few blocks and is a visitor: those are served in the order in which
+/// they came, one to its end, since what one needs next is close to what it needed last, and all are done sooner. Who reads
+/// on becomes one of the others, who have a turn each.
+struct Live {
+    sessions: HashMap<SessionKey, Visit>,
+    /// Visitors that have jobs, by their numbers.
+    visitors: BTreeMap<u64, SessionKey>,
+    /// The others that have jobs.
+    others: VecDeque<SessionKey>,
+    /// How many visits there ever were.
+    visits: u64,
+    /// Turns of visitors since one of the others had one.
+    visit_turns: u32,
+    /// So many sessions are looked through for those that have gone.
+    looked_through_at: usize,
+}
+
+struct Visit {
+    number: u64,
+    turns: u32,
+    last: Instant,
+    jobs: VecDeque<Job>,
+}
+
+/// Sessions that are not looked through.
+const SESSIONS_MIN: usize = 64;
+
+impl Default for Live {
+    fn default() -> Self {
+        Self {
+            sessions: HashMap::new(),
+            visitors: BTreeMap::new(),
+            others: VecDeque::new(),
+            visits: 0,
+            visit_turns: 0,
+            looked_through_at: SESSIONS_MIN,
+        }
+    }
+}
+
+impl Live {
+    /// Adds a job: behind the others of its session, or, if it has been begun, before them.
+    fn push(&mut self, session: SessionKey, job: Job, begun: bool, now: Instant) {
+        if self.sessions.len() >= self.looked_through_at {
+            self.sessions.retain(|_, visit| !visit.jobs.is_empty() || now.duration_since(visit.last) <= ABSENCE);
+            self.looked_through_at = SESSIONS_MIN.max(2 * self.sessions.len());
+        }
+        let visits = &mut self.visits;
+        let mut begin = || {
+            *visits += 1;
+            Visit { number: *visits, turns: 0, last: now, jobs: VecDeque::new() }
+        };
+        let visit = self.sessions.entry(session).or_insert_with(&mut begin);
+        if visit.jobs.is_empty() {
+            if now.duration_since(visit.last) > ABSENCE {
+                *visit = begin();
+            }
+            if visit.turns < VISIT_TURNS {
+                self.visitors.insert(visit.number, session);
+            } else {
+                self.others.push_back(session);
+            }
+        }
+        if begun {
+            visit.jobs.push_front(job);
+        } else {
+            visit.jobs.push_back(job);
+        }
+    }
+
+    fn pop(&mut self, now: Instant) -> Option<(SessionKey, Job)> {
+        let is_others_turn = self.visitors.is_empty() || self.visit_turns >= VISIT_TURNS_PER_OTHER_TURN;
+        if is_others_turn && let Some(session) = self.others.pop_front() {
+            self.visit_turns = 0;
+            let (job, visit) = self.take(session, now);
+            if !visit.jobs.is_empty() {
+                self.others.push_back(session);
+            }
+            return Some((session, job));
+        }
+        let (&number, &session) = self.visitors.first_key_value()?;
+        self.visit_turns += 1;
+        let (job, visit) = self.take(session, now);
+        let (has_more, is_over) = (!visit.jobs.is_empty(), visit.turns >= VISIT_TURNS);
+        if !has_more || is_over {
+            self.visitors.remove(&number);
+        }
+        if has_more && is_over {
+            self.others.push_back(session);
+        }
+        Some((session, job))
+    }
+
+    /// The next job of a session that has some.
+    fn take(&mut self, session: SessionKey, now: Instant) -> (Job, &Visit) {
+        let visit = self.sessions.get_mut(&session).expect("a session that waits is known");
+        visit.turns = visit.turns.saturating_add(1);
+        visit.last = now;
+        let job = visit.jobs.pop_front().expect("a session that waits has jobs");
+        (job, visit)
+    }
+}
+
+/// Pages that somebody asked for: one for each session in turn.
 #[derive(Default)]
 struct Turns {
     order: VecDeque<SessionKey>,
@@ -68,7 +182,7 @@ impl Turns {
 
 #[derive(Default)]
 struct Queue {
-    live: Turns,
+    live: Live,
     history: Turns,
     live_turns: u32,
     /// How many jobs wait.
@@ -77,15 +191,15 @@ struct Queue {
 }
 
 impl Queue {
-    fn pop(&mut self) -> Option<(Class, SessionKey, Job)> {
-        let popped = self.next();
+    fn pop(&mut self, now: Instant) -> Option<(Class, SessionKey, Job)> {
+        let popped = self.next(now);
         self.waiting -= usize::from(popped.is_some());
         popped
     }
 
-    fn next(&mut self) -> Option<(Class, SessionKey, Job)> {
+    fn next(&mut self, now: Instant) -> Option<(Class, SessionKey, Job)> {
         if self.live_turns < LIVE_TURNS_PER_HISTORY_TURN
-            && let Some((session, job)) = self.live.pop()
+            && let Some((session, job)) = self.live.pop(now)
         {
             self.live_turns += 1;
             return Some((Class::Live, session, job));
@@ -94,13 +208,14 @@ impl Queue {
         if let Some((session, job)) = self.history.pop() {
             return Some((Class::History, session, job));
         }
-        self.live.pop().map(|(session, job)| (Class::Live, session, job))
+        self.live.pop(now).map(|(session, job)| (Class::Live, session, job))
     }
 
-    fn push(&mut self, class: Class, session: SessionKey, job: Job) {
+    /// Adds a job, a new one or one that wants another turn.
+    fn push(&mut self, class: Class, session: SessionKey, job: Job, begun: bool, now: Instant) {
         self.waiting += 1;
         match class {
-            Class::Live => self.live.push(session, job),
+            Class::Live => self.live.push(session, job, begun, now),
             Class::History => self.history.push(session, job),
         }
     }
@@ -159,10 +274,10 @@ impl Pool {
     /// One turn on this thread; whether there was one to be had.
     #[cfg(test)]
     pub(crate) fn turn(&self) -> bool {
-        let popped = self.shared.queue.lock().pop();
+        let popped = self.shared.queue.lock().pop(Instant::now());
         let Some((class, session, mut job)) = popped else { return false };
         if job() == Turn::Again {
-            self.shared.queue.lock().push(class, session, job);
+            self.shared.queue.lock().push(class, session, job, true, Instant::now());
         }
         true
     }
@@ -175,8 +290,9 @@ impl Pool {
 
     /// Adds a job behind the others of its session.
     pub(crate) fn submit(&self, class: Class, session: SessionKey, job: Job) {
+        let now = Instant::now();
         let mut queue = self.shared.queue.lock();
-        queue.push(class, session, job);
+        queue.push(class, session, job, false, now);
         // A thread of the pool looks for the next job when it is done with its own, and has at hand what this one needs:
         // another thread is woken only if there is more than that.
         let is_next_here = queue.waiting == 1 && POOL_OF_THREAD.get() == self.shared.address();
@@ -200,7 +316,7 @@ fn run(shared: &Shared) {
         if queue.closed {
             return;
         }
-        let Some((class, session, mut job)) = queue.pop() else {
+        let Some((class, session, mut job)) = queue.pop(Instant::now()) else {
             shared.work.wait(&mut queue);
             continue;
         };
@@ -216,7 +332,7 @@ fn run(shared: &Shared) {
             queue = shared.queue.lock();
         } else {
             queue = shared.queue.lock();
-            queue.push(class, session, job);
+            queue.push(class, session, job, true, Instant::now());
         }
     }
 }
@@ -248,7 +364,6 @@ impl std::fmt::Debug for Pool {
 #[cfg(test)]
 mod tests {
     use std::sync::mpsc;
-    use std::time::Duration;
 
     use super::*;
 
@@ -261,34 +376,119 @@ mod tests {
         })
     }
 
+    /// A queue whose jobs are run one after the other, and a log of whose they were.
+    struct Stepped {
+        queue: Queue,
+        order: mpsc::Sender<(SessionKey, u32)>,
+        seen: mpsc::Receiver<(SessionKey, u32)>,
+        now: Instant,
+    }
+
+    impl Stepped {
+        fn new() -> Self {
+            let (order, seen) = mpsc::channel();
+            Self { queue: Queue::default(), order, seen, now: Instant::now() }
+        }
+
+        fn submit(&mut self, class: Class, session: SessionKey, turns: u32) {
+            let job = note(&self.order, session, turns);
+            self.queue.push(class, session, job, false, self.now);
+        }
+
+        /// Whose the next turns are.
+        fn run(&mut self, turns: usize) -> Vec<SessionKey> {
+            for _ in 0..turns {
+                let Some((class, session, mut job)) = self.queue.pop(self.now) else { break };
+                if job() == Turn::Again {
+                    self.queue.push(class, session, job, true, self.now);
+                }
+            }
+            self.seen.try_iter().map(|(session, _)| session).collect()
+        }
+
+        /// Makes a session one that reads much.
+        fn read_much(&mut self, session: SessionKey) {
+            self.submit(Class::Live, session, VISIT_TURNS);
+            assert_eq!(self.run(VISIT_TURNS as usize), vec![session; VISIT_TURNS as usize]);
+        }
+    }
+
     #[test]
-    fn sessions_take_turns_however_many_jobs_each_has() {
-        let (order, seen) = mpsc::channel();
-        let mut queue = Queue::default();
+    fn who_has_come_is_served_to_the_end_in_the_order_of_coming() {
+        let mut stepped = Stepped::new();
+        for session in [7, 3] {
+            stepped.submit(Class::Live, session, 2);
+            stepped.submit(Class::Live, session, 1);
+        }
+        assert_eq!(stepped.run(4), [7, 7, 7, 3]);
+        // It goes on where it was although others have come meanwhile.
+        stepped.submit(Class::Live, 7, 1);
+        stepped.submit(Class::Live, 1, 1);
+        assert_eq!(stepped.run(9), [7, 3, 3, 1]);
+        // After a while it comes anew.
+        stepped.now += 2 * ABSENCE;
+        for session in [1, 7] {
+            stepped.submit(Class::Live, session, 1);
+        }
+        assert_eq!(stepped.run(9), [1, 7]);
+    }
+
+    #[test]
+    fn those_that_read_much_take_turns_however_many_jobs_each_has() {
+        let mut stepped = Stepped::new();
+        stepped.read_much(1);
+        stepped.read_much(2);
         for _ in 0..3 {
-            queue.push(Class::Live, 1, note(&order, 1, 1));
+            stepped.submit(Class::Live, 1, 1);
         }
-        queue.push(Class::Live, 2, note(&order, 2, 1));
-        while let Some((_, _, mut job)) = queue.pop() {
-            job();
+        stepped.submit(Class::Live, 2, 2);
+        assert_eq!(stepped.run(9), [1, 2, 1, 2, 1]);
+    }
+
+    #[test]
+    fn those_that_read_much_wait_for_who_has_come_but_are_not_starved() {
+        let mut stepped = Stepped::new();
+        stepped.read_much(1);
+        stepped.queue.live.visit_turns = 0;
+        stepped.submit(Class::Live, 1, 9);
+        stepped.submit(Class::Live, 2, 9);
+        let visits = VISIT_TURNS_PER_OTHER_TURN as usize;
+        let expected: Vec<_> = [vec![2; visits], vec![1], vec![2; visits], vec![1]].concat();
+        assert_eq!(stepped.run(expected.len()), expected);
+    }
+
+    #[test]
+    fn a_visit_ends_while_there_are_jobs_left() {
+        let mut stepped = Stepped::new();
+        stepped.submit(Class::Live, 1, 2 * VISIT_TURNS);
+        stepped.submit(Class::Live, 2, 1);
+        let seen = stepped.run(VISIT_TURNS as usize + 3);
+        // The first turn of the others was due long since.
+        assert_eq!(seen[VISIT_TURNS as usize..], [1, 2, 1]);
+        assert_eq!(stepped.run(usize::MAX).len(), VISIT_TURNS as usize - 2);
+        assert_eq!(stepped.queue.waiting, 0);
+    }
+
+    #[test]
+    fn sessions_that_are_gone_are_forgotten() {
+        let mut stepped = Stepped::new();
+        for session in 0..10_000 {
+            stepped.submit(Class::Live, session, 1);
+            stepped.run(1);
+            stepped.now += ABSENCE / 10;
         }
-        drop((order, queue));
-        assert_eq!(seen.iter().map(|(session, _)| session).collect::<Vec<_>>(), [1, 2, 1, 1]);
+        assert!(stepped.queue.live.sessions.len() <= SESSIONS_MIN, "{}", stepped.queue.live.sessions.len());
     }
 
     #[test]
     fn history_waits_for_live_readers_but_is_not_starved() {
-        let (order, seen) = mpsc::channel();
-        let mut queue = Queue::default();
-        queue.push(Class::History, 9, note(&order, 9, 1));
+        let mut stepped = Stepped::new();
+        stepped.submit(Class::History, 9, 1);
         for session in 0..20 {
-            queue.push(Class::Live, session + 100, note(&order, session + 100, 1));
+            stepped.submit(Class::Live, session + 100, 1);
         }
-        while let Some((_, _, mut job)) = queue.pop() {
-            job();
-        }
-        drop((order, queue));
-        assert_eq!(seen.iter().position(|(session, _)| session == 9), Some(LIVE_TURNS_PER_HISTORY_TURN as usize));
+        let seen = stepped.run(usize::MAX);
+        assert_eq!(seen.iter().position(|session| *session == 9), Some(LIVE_TURNS_PER_HISTORY_TURN as usize));
     }
 
     #[test]

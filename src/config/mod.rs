@@ -185,7 +185,7 @@ section! {
         /// How long a publisher is remembered in a room.
         publisher_age_max: Duration as Span = Duration::from_secs(24 * 60 * 60);
         /// Threads that read the store for subscribers and pages.
-        read_threads: usize as Count = 4;
+        read_threads: usize as Count = 6;
     }
 }
 

@@ -263,6 +263,19 @@ impl Volumes {
         self.search(room, Towards::First, |entries| entries.since(room, time))
     }
 
+    /// Opens a volume before somebody waits for it, unless as many are open as may be. Blocks.
+    ///
+    /// # Errors
+    /// When it is not here or cannot be opened; whoever reads it will be told the same.
+    pub fn open_ahead(&self, id: VolumeId) -> Result<(), VolumeError> {
+        if self.open.lock().len() < self.limits.open_max {
+            let volume = self.volume(id)?;
+            volume.directory.read_ahead(&*self.disk)?;
+            self.open_store(&volume)?;
+        }
+        Ok(())
+    }
+
     /// Reads a block.
     ///
     /// # Errors

@@ -86,6 +86,26 @@ fn open_stores_files_and_bytes_stay_within_their_limits() {
     assert_same(&log, &volumes);
 }
 
+#[test]
+fn volumes_are_opened_ahead_as_far_as_their_limit_goes_and_read_the_same() {
+    let mut random = seeded("volumes_are_opened_ahead_as_far_as_their_limit_goes_and_read_the_same");
+    let place = Place::sled();
+    let mut log = Log::default();
+    let shape = Shape { rooms: 4, batches: 30, striding: false, payload_bytes_max: 5000 };
+    for id in 1..=3 {
+        place.build(id, &log.stretch(&mut random, &shape));
+    }
+    let volumes = place.open_within(&[1, 2, 3], VolumeLimits { open_max: 2, ..VolumeLimits::default() });
+    for (id, open) in [(3, 1), (3, 1), (2, 2), (1, 2)] {
+        volumes.open_ahead(VolumeId(id)).unwrap();
+        assert_eq!(volumes.in_use().open_stores, open, "after {id}");
+    }
+    assert_same(&log, &volumes);
+    volumes.close();
+    assert!(volumes.open_ahead(VolumeId(3)).is_err(), "it is not here any more");
+    assert_eq!(volumes.in_use().open_stores, 0);
+}
+
 /// How many descriptors of this process are files below a directory.
 fn open_descriptors(below: &Path) -> usize {
     let descriptors = std::fs::read_dir("/proc/self/fd").unwrap();
