@@ -475,8 +475,12 @@ impl Shared {
 
 impl Follow for Reader {
     fn advanced(&self, targets: Targets) {
-        if let (Some(owner), Some(this)) = (self.owner.upgrade(), self.this.upgrade()) {
-            this.enqueue_for(&owner, targets);
+        // Looked at first: under load it mostly is queued, and then nothing else of it is touched.
+        if !self.queued.swap(true, Ordering::SeqCst)
+            && let (Some(owner), Some(this)) = (self.owner.upgrade(), self.this.upgrade())
+        {
+            owner.ready.lock().push_back(this);
+            owner.wake.wake(targets);
         }
     }
 }
