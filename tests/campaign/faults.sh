@@ -1,5 +1,5 @@
 # The faults of the machine in their long form, one after the other: tests/faults, each with as many rounds as its top
-# names. It takes some two hours, whatever ROOMLOG_CAMPAIGN_MINUTES says; a variable that is set already stays as it is.
+# names. It takes about an hour, whatever ROOMLOG_CAMPAIGN_MINUTES says; a variable that is set already stays as it is.
 set -euo pipefail
 long=(
     KILL_ROUNDS=200 POWER_ROUNDS=20 POWER_NEW_ROUNDS=40 POWER_OS_ROUNDS=10 CALL_STEP=1 DAMAGE_PLACES=50 MEMORY_ROUNDS=20

@@ -17,28 +17,49 @@ pub(crate) fn pages(results: &Path) -> Result<Vec<(String, String)>, String> {
     let mut plots = Vec::new();
     page += "\n## Goals\n\n";
     page += "The values are medians over the rounds, with the least and the greatest in brackets. A ratio is taken within a \
-             round. Each stands for the newest run that has it.\n\n";
-    page += "| goal | asked | measured | | run |\n|---|---|---|---|---|\n";
+             round. Each stands for the newest run on such a processor that has it: the columns are of different \
+             commits, too.\n\n";
+    let processors = processors(&runs);
+    page += "| goal | asked |";
+    page += &processors.iter().map(|processor| format!(" on {processor} |")).collect::<String>();
+    page += "\n|---|---|";
+    page += &"---|".repeat(processors.len());
+    page += "\n";
     for goal in goals() {
         let (sign, bound) = match goal.bound {
             Bound::AtLeast(bound) => ("≥", bound),
             Bound::AtMost(bound) => ("≤", bound),
         };
-        let found = runs.iter().enumerate().rev().find_map(|(index, run)| Some((index, goal.measured(run)?)));
-        let (value, verdict, run) = match found {
-            Some((index, spread)) => {
-                let verdict = if goal.reached(spread) { "reached" } else { "**not reached**" };
-                (range(spread, goal.unit), verdict, format!("[{}](#run-{0})", index + 1))
-            }
-            None => ("".to_owned(), "not measured", String::new()),
-        };
-        page += &format!("| {} | {sign} {bound}{} | {value} | {verdict} | {run} |\n", goal.text, goal.unit);
+        page += &format!("| {} | {sign} {bound}{} |", goal.text, goal.unit);
+        for processor in &processors {
+            let newest = runs.iter().enumerate().rev().filter(|(_, run)| run.processor() == *processor);
+            let found = newest.filter_map(|(index, run)| Some((index, goal.measured(run)?))).next();
+            page += &match found {
+                Some((index, spread)) => {
+                    let verdict = if goal.reached(spread) { "reached" } else { "**not reached**" };
+                    format!(" {}, {verdict}, [{1}](#run-{1}) |", range(spread, goal.unit), index + 1)
+                }
+                None => " not measured |".to_owned(),
+            };
+        }
+        page += "\n";
     }
     for (index, run) in runs.iter().enumerate().rev() {
         page += &run_section(index + 1, run, &mut plots);
     }
     plots.insert(0, ("performance.md".to_owned(), page));
     Ok(plots)
+}
+
+/// The processors that runs were made on, that of the newest run first.
+fn processors(runs: &[Run]) -> Vec<&str> {
+    let mut processors = Vec::new();
+    for run in runs.iter().rev() {
+        if !processors.contains(&run.processor()) {
+            processors.push(run.processor());
+        }
+    }
+    processors
 }
 
 /// Writes them.

@@ -61,6 +61,11 @@ impl Cell {
 }
 
 impl Run {
+    /// What it ran on.
+    pub(crate) fn processor(&self) -> &str {
+        self.environment["cpu"].as_str().unwrap_or("?")
+    }
+
     pub(crate) fn read(path: &Path) -> Result<Self, String> {
         let world = |error: &dyn std::fmt::Display| format!("{}: {error}", path.display());
         let text = fs::read_to_string(path).map_err(|error| world(&error))?;
