@@ -48,110 +48,101 @@ const VISIT_TURNS_PER_OTHER_TURN: u32 = 4;
 /// A session that has wanted nothing for so long comes anew.
 const ABSENCE: Duration = Duration::from_millis(200);
 
+/// Sessions that are not looked through for those that have gone.
+const VISITS_MIN: usize = 64;
+
 /// Live readers. A session that opens its rooms needs a few blocks and is a visitor: those are served in the order in which
 /// they came, one to its end, since what one needs next is close to what it needed last, and all are done sooner. Who reads
 /// on becomes one of the others, who have a turn each.
+#[derive(Default)]
 struct Live {
-    sessions: HashMap<SessionKey, Visit>,
-    /// Visitors that have jobs, by their numbers.
-    visitors: BTreeMap<u64, SessionKey>,
-    /// The others that have jobs.
-    others: VecDeque<SessionKey>,
+    visits: HashMap<SessionKey, Visit>,
+    /// The jobs of visitors, by the numbers of their visits.
+    visitors: BTreeMap<u64, (SessionKey, VecDeque<Job>)>,
+    others: Turns,
     /// How many visits there ever were.
-    visits: u64,
-    /// Turns of visitors since one of the others had one.
-    visit_turns: u32,
-    /// So many sessions are looked through for those that have gone.
-    looked_through_at: usize,
+    begun: u64,
+    /// Turns of visitors that the others have waited for.
+    waited: u32,
+    /// Visits that were left when they were last looked through.
+    left: usize,
 }
 
 struct Visit {
     number: u64,
     turns: u32,
     last: Instant,
-    jobs: VecDeque<Job>,
-}
-
-/// Sessions that are not looked through.
-const SESSIONS_MIN: usize = 64;
-
-impl Default for Live {
-    fn default() -> Self {
-        Self {
-            sessions: HashMap::new(),
-            visitors: BTreeMap::new(),
-            others: VecDeque::new(),
-            visits: 0,
-            visit_turns: 0,
-            looked_through_at: SESSIONS_MIN,
-        }
-    }
 }
 
 impl Live {
-    /// Adds a job: behind the others of its session, or, if it has been begun, before them.
+    /// Adds a job: a visitor's behind its others, or, if it has been begun, before them.
     fn push(&mut self, session: SessionKey, job: Job, begun: bool, now: Instant) {
-        if self.sessions.len() >= self.looked_through_at {
-            self.sessions.retain(|_, visit| !visit.jobs.is_empty() || now.duration_since(visit.last) <= ABSENCE);
-            self.looked_through_at = SESSIONS_MIN.max(2 * self.sessions.len());
+        self.forget_absent(now);
+        let waits = |number| self.others.jobs.contains_key(&session) || self.visitors.contains_key(number);
+        let known = self.visits.get(&session);
+        if known.is_none_or(|visit| !begun && !waits(&visit.number) && visit.is_over(now)) {
+            self.begun += 1;
+            self.visits.insert(session, Visit { number: self.begun, turns: 0, last: now });
         }
-        let visits = &mut self.visits;
-        let mut begin = || {
-            *visits += 1;
-            Visit { number: *visits, turns: 0, last: now, jobs: VecDeque::new() }
-        };
-        let visit = self.sessions.entry(session).or_insert_with(&mut begin);
-        if visit.jobs.is_empty() {
-            if now.duration_since(visit.last) > ABSENCE {
-                *visit = begin();
-            }
-            if visit.turns < VISIT_TURNS {
-                self.visitors.insert(visit.number, session);
-            } else {
-                self.others.push_back(session);
-            }
+        let visit = &self.visits[&session];
+        if visit.turns >= VISIT_TURNS {
+            self.others.push(session, job);
+            return;
         }
+        let (_, jobs) = self.visitors.entry(visit.number).or_insert_with(|| (session, VecDeque::new()));
         if begun {
-            visit.jobs.push_front(job);
+            jobs.push_front(job);
         } else {
-            visit.jobs.push_back(job);
+            jobs.push_back(job);
         }
     }
 
     fn pop(&mut self, now: Instant) -> Option<(SessionKey, Job)> {
-        let is_others_turn = self.visitors.is_empty() || self.visit_turns >= VISIT_TURNS_PER_OTHER_TURN;
-        if is_others_turn && let Some(session) = self.others.pop_front() {
-            self.visit_turns = 0;
-            let (job, visit) = self.take(session, now);
-            if !visit.jobs.is_empty() {
-                self.others.push_back(session);
+        if self.visitors.is_empty() || self.waited >= VISIT_TURNS_PER_OTHER_TURN {
+            self.waited = 0;
+            if let Some((session, job)) = self.others.pop() {
+                self.turn_of(session, now);
+                return Some((session, job));
             }
-            return Some((session, job));
         }
-        let (&number, &session) = self.visitors.first_key_value()?;
-        self.visit_turns += 1;
-        let (job, visit) = self.take(session, now);
-        let (has_more, is_over) = (!visit.jobs.is_empty(), visit.turns >= VISIT_TURNS);
-        if !has_more || is_over {
-            self.visitors.remove(&number);
-        }
-        if has_more && is_over {
-            self.others.push_back(session);
+        let (&number, (session, jobs)) = self.visitors.iter_mut().next()?;
+        let session = *session;
+        let job = jobs.pop_front().expect("a visitor that waits has jobs");
+        self.waited += u32::from(!self.others.order.is_empty());
+        if self.turn_of(session, now) >= VISIT_TURNS || self.visitors[&number].1.is_empty() {
+            let (_, left) = self.visitors.remove(&number).expect("it was there just now");
+            left.into_iter().for_each(|job| self.others.push(session, job));
         }
         Some((session, job))
     }
 
-    /// The next job of a session that has some.
-    fn take(&mut self, session: SessionKey, now: Instant) -> (Job, &Visit) {
-        let visit = self.sessions.get_mut(&session).expect("a session that waits is known");
-        visit.turns = visit.turns.saturating_add(1);
-        visit.last = now;
-        let job = visit.jobs.pop_front().expect("a session that waits has jobs");
-        (job, visit)
+    /// Counts a turn of a session; how many its visit has had.
+    fn turn_of(&mut self, session: SessionKey, now: Instant) -> u32 {
+        let visit = self.visits.get_mut(&session).expect("a session that waits is known");
+        (visit.turns, visit.last) = (visit.turns.saturating_add(1), now);
+        visit.turns
+    }
+
+    /// Forgets visits that are over, when there may be as many of them as others.
+    fn forget_absent(&mut self, now: Instant) {
+        if self.visits.len() < VISITS_MIN.max(2 * self.left) {
+            return;
+        }
+        let Self { visits, visitors, others, .. } = self;
+        visits.retain(|session, visit| {
+            !visit.is_over(now) || visitors.contains_key(&visit.number) || others.jobs.contains_key(session)
+        });
+        self.left = visits.len();
     }
 }
 
-/// Pages that somebody asked for: one for each session in turn.
+impl Visit {
+    fn is_over(&self, now: Instant) -> bool {
+        now.duration_since(self.last) > ABSENCE
+    }
+}
+
+/// Jobs of sessions: one of each in turn.
 #[derive(Default)]
 struct Turns {
     order: VecDeque<SessionKey>,
@@ -449,7 +440,6 @@ mod tests {
     fn those_that_read_much_wait_for_who_has_come_but_are_not_starved() {
         let mut stepped = Stepped::new();
         stepped.read_much(1);
-        stepped.queue.live.visit_turns = 0;
         stepped.submit(Class::Live, 1, 9);
         stepped.submit(Class::Live, 2, 9);
         let visits = VISIT_TURNS_PER_OTHER_TURN as usize;
@@ -463,8 +453,7 @@ mod tests {
         stepped.submit(Class::Live, 1, 2 * VISIT_TURNS);
         stepped.submit(Class::Live, 2, 1);
         let seen = stepped.run(VISIT_TURNS as usize + 3);
-        // The first turn of the others was due long since.
-        assert_eq!(seen[VISIT_TURNS as usize..], [1, 2, 1]);
+        assert_eq!(seen[VISIT_TURNS as usize..], [2, 1, 1]);
         assert_eq!(stepped.run(usize::MAX).len(), VISIT_TURNS as usize - 2);
         assert_eq!(stepped.queue.waiting, 0);
     }
@@ -477,7 +466,7 @@ mod tests {
             stepped.run(1);
             stepped.now += ABSENCE / 10;
         }
-        assert!(stepped.queue.live.sessions.len() <= SESSIONS_MIN, "{}", stepped.queue.live.sessions.len());
+        assert!(stepped.queue.live.visits.len() <= VISITS_MIN, "{}", stepped.queue.live.visits.len());
     }
 
     #[test]

@@ -430,6 +430,12 @@ impl Shared {
         }
     }
 
+    /// Queues a reader that was not queued, and wakes the session.
+    fn make_ready(&self, reader: Arc<Reader>, targets: Targets) {
+        self.ready.lock().push_back(reader);
+        self.wake.wake(targets);
+    }
+
     /// The next reader to take from: a ready one, or else one that has waited for the store, if it may be asked now.
     fn next_ready(&self) -> Option<Arc<Reader>> {
         let ready = self.ready.lock().pop_front();
@@ -479,8 +485,7 @@ impl Follow for Reader {
         if !self.queued.swap(true, Ordering::SeqCst)
             && let (Some(owner), Some(this)) = (self.owner.upgrade(), self.this.upgrade())
         {
-            owner.ready.lock().push_back(this);
-            owner.wake.wake(targets);
+            owner.make_ready(this, targets);
         }
     }
 }
@@ -493,8 +498,7 @@ impl Reader {
 
     fn enqueue_for(self: &Arc<Self>, shared: &Shared, targets: Targets) {
         if !self.queued.swap(true, Ordering::SeqCst) {
-            shared.ready.lock().push_back(Arc::clone(self));
-            shared.wake.wake(targets);
+            shared.make_ready(Arc::clone(self), targets);
         }
     }
 

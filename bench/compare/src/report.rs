@@ -32,8 +32,8 @@ pub(crate) fn pages(results: &Path) -> Result<Vec<(String, String)>, String> {
         };
         page += &format!("| {} | {sign} {bound}{} |", goal.text, goal.unit);
         for processor in &processors {
-            let newest = runs.iter().enumerate().rev().filter(|(_, run)| run.processor() == *processor);
-            let found = newest.filter_map(|(index, run)| Some((index, goal.measured(run)?))).next();
+            let mut newest = runs.iter().enumerate().rev().filter(|(_, run)| run.processor() == *processor);
+            let found = newest.find_map(|(index, run)| Some((index, goal.measured(run)?)));
             page += &match found {
                 Some((index, spread)) => {
                     let verdict = if goal.reached(spread) { "reached" } else { "**not reached**" };

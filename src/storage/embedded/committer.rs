@@ -23,7 +23,7 @@ use crate::storage::commit::{BodySpan, CommitBuilder, SECTOR_BYTES, UNIT_BYTES_M
 use crate::storage::engine::{Answer, Append, Appended, Health, Outcome, Reply};
 use crate::storage::journal::{Journal, JournalFiles};
 use crate::storage::publishers::Verdict;
-use crate::storage::room::{Facts, Indexed, Room, RoomId, Targets};
+use crate::storage::room::{Indexed, Room, RoomId, Targets};
 use crate::types::{Code, Offset, Refused, Time};
 
 /// Up to this many followers and publishers are served on this very thread: waking another one costs more.
@@ -96,8 +96,6 @@ struct RoomCommit {
     builder: BatchBuilder,
     records: u64,
     time: Time,
-    /// What is known of the room with this commit.
-    facts: Facts,
     /// The head before the batch being built.
     prev: Offset,
     batches: Vec<Batch>,
@@ -435,7 +433,6 @@ impl Committer {
         (facts.head, facts.time) = (last, time);
         facts.records += u64::from(count);
         facts.bytes += area.len() as u64;
-        self.rooms[log.slot.1].facts = *facts;
         log.changed = true;
         Ok(Appended { first, last, time, duplicate: false })
     }
@@ -482,7 +479,7 @@ impl Committer {
                 room.with_state(|state| state.id = Some(commit.id));
                 self.shared.catalog.born(&room, commit.id);
             }
-            let facts = commit.facts;
+            let facts = room.log.lock().facts;
             room.with_state(|state| {
                 for batch in commit.batches.drain(..) {
                     let Batch { header, prev, last_time, body, span } = batch;
@@ -523,15 +520,13 @@ impl Committer {
         let end = begin + self.answers.len();
         let first = gathered.replies.partition_point(|(end, _)| *end <= begin);
         let replies = gathered.replies[first..].partition_point(|(until, _)| *until < end) + 1;
-        let (mut followers, mut bytes, mut is_little) = (0, 0, replies <= TARGETS_IN_PLACE_MAX);
-        for commit in &self.rooms[..self.rooms_used] {
-            let of_room = commit.room().followers();
-            (followers, bytes) = (followers + of_room, bytes + of_room * commit.bytes);
-            is_little = followers + replies <= TARGETS_IN_PLACE_MAX && bytes <= BYTES_IN_PLACE_MAX;
-            if !is_little {
-                break;
-            }
-        }
+        let (mut called, mut bytes) = (replies, 0);
+        let is_little = replies <= TARGETS_IN_PLACE_MAX
+            && self.rooms[..self.rooms_used].iter().all(|commit| {
+                let of_room = commit.room().followers();
+                (called, bytes) = (called + of_room, bytes + of_room * commit.bytes);
+                called <= TARGETS_IN_PLACE_MAX && bytes <= BYTES_IN_PLACE_MAX
+            });
         let targets = if is_little { Targets::Few } else { Targets::Many };
         let to_publishers = if replies <= REPLIES_IN_PLACE_MAX { Targets::Few } else { targets };
         let (mut answers, mut duplicates) = (&self.answers[..], 0);
@@ -591,7 +586,6 @@ impl RoomCommit {
             builder: BatchBuilder::new(),
             records: 0,
             time: Time::default(),
-            facts: Facts::default(),
             prev: Offset::ZERO,
             batches: Vec::new(),
             bytes: 0,

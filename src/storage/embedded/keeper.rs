@@ -46,9 +46,9 @@ pub(crate) fn stand_back() {
     let _ = rustix::process::nice(5);
 }
 
-/// So many of the newest volumes are opened at the start: each takes some 3 MiB of memory, and up to 40 ms where nothing of
-/// it is in the page cache.
-const OPENED_AHEAD_MAX: usize = 16;
+/// For each so many bytes of the budget of open volumes one of the newest is opened at the start: each takes some 3 MiB of
+/// memory, and up to 40 ms where nothing of it is in the page cache.
+const BUDGET_OF_ONE_AHEAD: usize = 16 << 20;
 
 /// How often it looks at what is slow to change.
 const SLOW_PERIOD: Duration = Duration::from_secs(1);
@@ -150,7 +150,8 @@ impl Keeper {
 
     /// Opens the volumes that are asked for first when clients come back to their rooms, so that they need not wait for that.
     fn open_newest_volumes(&mut self) {
-        let newest: Vec<_> = self.manifest.volumes.iter().rev().take(OPENED_AHEAD_MAX).map(|entry| entry.id).collect();
+        let most = self.shared.options.open_volumes_bytes_max / BUDGET_OF_ONE_AHEAD;
+        let newest: Vec<_> = self.manifest.volumes.iter().rev().take(most).map(|entry| entry.id).collect();
         for id in newest {
             self.reserve();
             if self.is_dead() || self.shared.keeper.lock().stop {

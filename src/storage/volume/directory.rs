@@ -395,24 +395,6 @@ impl Directory {
         self.file.lock().is_some()
     }
 
-    /// Reads the entries for the page cache: looks at them jump about, and would wait for a page each.
-    ///
-    /// # Errors
-    /// When the file cannot be opened or read.
-    pub(super) fn read_ahead(&self, disk: &dyn Disk) -> Result<(), VolumeError> {
-        /// Read at a time, in bytes.
-        const STRIDE_BYTES: u64 = 256 << 10;
-        let file = disk.open(&self.path).map_err(VolumeError::io(&self.path))?;
-        let (mut at, end) = (0, self.file_bytes());
-        let mut buffer = vec![0; usize::try_from(STRIDE_BYTES.min(end)).expect("a small number")];
-        while at < end {
-            let bytes = usize::try_from(STRIDE_BYTES.min(end - at)).expect("a small number");
-            file.read_exact_at(&mut buffer[..bytes], at).map_err(VolumeError::io(&self.path))?;
-            at += STRIDE_BYTES;
-        }
-        Ok(())
-    }
-
     /// Bytes of the file.
     pub(super) fn file_bytes(&self) -> u64 {
         self.layout.pages() * PAGE_BYTES as u64

@@ -269,9 +269,9 @@ impl Volumes {
     /// When it is not here or cannot be opened; whoever reads it will be told the same.
     pub fn open_ahead(&self, id: VolumeId) -> Result<(), VolumeError> {
         if self.open.lock().len() < self.limits.open_max {
-            let volume = self.volume(id)?;
-            volume.directory.read_ahead(&*self.disk)?;
-            self.open_store(&volume)?;
+            // Looks at the directory jump about, and would wait for a page each: read once, it is in the page cache.
+            self.live_of(id, |_| Offset::ZERO)?;
+            self.open_store(&self.volume(id)?)?;
         }
         Ok(())
     }
