@@ -149,7 +149,7 @@ impl Keeper {
     }
 
     /// Opens the volumes that are asked for first when clients come back to their rooms, so that they need not wait for that.
-    fn open_newest_volumes(&mut self) {
+    pub(super) fn open_newest_volumes(&mut self) {
         let most = self.shared.options.open_volumes_bytes_max / BUDGET_OF_ONE_AHEAD;
         let newest: Vec<_> = self.manifest.volumes.iter().rev().take(most).map(|entry| entry.id).collect();
         for id in newest {

@@ -22,6 +22,29 @@ fn ahead(log: &Stepped, by: Duration) {
 const HOUR: Duration = Duration::from_secs(3600);
 
 #[test]
+fn a_start_opens_as_many_of_the_newest_volumes_as_the_budget_of_open_ones_admits() {
+    let (disk, store) = (FaultyDisk::new(2), new_store());
+    let aged = Options { publisher_age_max: 1000 * HOUR, ..options(1) };
+    let mut log = Stepped::open(aged.clone(), &disk, &store).expect("a new log");
+    let mut publisher = Source::new("one");
+    for _ in 0..3 {
+        log.publish(&[publisher.next(1, 10)]).pop().expect("one answer").expect("stored");
+        log.keeper.step();
+        ahead(&log, 25 * HOUR);
+        log.keeper.step();
+    }
+    log.close().expect("closed");
+    for (budget, opened) in [(1 << 20, 0), (32 << 20, 2), (256 << 20, 3)] {
+        let options = Options { open_volumes_bytes_max: budget, ..aged.clone() };
+        let mut log = Stepped::open(options, &disk, &store).expect("the same log");
+        assert_eq!(log.shared.volumes.infos().len(), 3);
+        log.keeper.open_newest_volumes();
+        assert_eq!(log.shared.volumes.in_use().open_stores, opened, "within {budget}");
+        log.close().expect("closed");
+    }
+}
+
+#[test]
 fn a_stretch_that_was_built_for_its_age_is_not_due_again_with_the_next_record() {
     let remembering = Options { publisher_age_max: 100 * HOUR, ..options(1) };
     let mut log = Stepped::open(remembering, &FaultyDisk::new(1), &new_store()).expect("a new log");
