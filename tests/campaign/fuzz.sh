@@ -1,8 +1,8 @@
 # The readers of foreign bytes (wire, WebSocket, configuration, journal, volumes) against invented, cut and damaged ones,
-# in two ways, half of ROOMLOG_CAMPAIGN_MINUTES (60) each: their property tests, over and over, each run with new seeds
-# (seeds.sh does the same with all tests, and so comes by these far less often); and libFuzzer, led by the branches that
-# an input takes, over the targets of tests/fuzz (FUZZ_TARGETS names some of them). What the fuzzer has found worth
-# keeping is kept in the target directory, so that the next campaign goes on there.
+# in two ways beside each other, each for ROOMLOG_CAMPAIGN_MINUTES (60): their property tests, over and over, each run with
+# new seeds (seeds.sh does the same with all tests, and so comes by these far less often); and libFuzzer, led by the branches
+# that an input takes, over one target of tests/fuzz after the other (FUZZ_TARGETS names some of them). What the fuzzer has
+# found worth keeping is kept in the target directory, so that the next campaign goes on there.
 #
 # The seed of a property test that fails is printed; ROOMLOG_TEST_SEED=… runs it again. An input that fails is printed and
 # kept: with a name that begins with found- it goes into tests/fuzz/corpus/TARGET, its story into tests/fuzz/found.md, and
@@ -19,9 +19,8 @@ fi
 
 properties() {
     local tests=(protocol:: types:: config:: storage::commit storage::journal storage::manifest storage::checkpoint
-        storage::volume) log rounds=0 until=$((SECONDS + minutes * 30))
+        storage::volume) log rounds=0 until=$((SECONDS + minutes * 60))
     log=$(mktemp)
-    cargo test --quiet --locked --all-features --lib --no-run
     while ((SECONDS < until)); do
         cargo test --quiet --locked --all-features --lib -- "${tests[@]}" >"$log" 2>&1 || {
             cat "$log"
@@ -50,7 +49,7 @@ build_targets() {
 }
 
 coverage_guided() {
-    local target seconds=$((minutes * 30 / ${#targets[@]})) failed=0 code log
+    local target seconds=$((minutes * 60 / ${#targets[@]})) failed=0 code log
     ((seconds > 0)) || seconds=1
     for target in "${targets[@]}"; do
         # Blocks of several parts are long; elsewhere long inputs are only slow.
@@ -74,10 +73,17 @@ coverage_guided() {
     ((failed == 0))
 }
 
-properties
+cargo test --quiet --locked --all-features --lib --no-run
 if ! command -v c++ >/dev/null; then
+    properties
     echo "SKIPPED: libFuzzer needs a C++ compiler (apt-get install g++); the property tests passed" >&2
     exit 77
 fi
 build_targets
-coverage_guided
+properties &
+beside=$!
+trap 'kill "$beside" 2>/dev/null || true' EXIT
+failed=0
+coverage_guided || failed=1
+wait "$beside" || failed=1
+exit "$failed"
