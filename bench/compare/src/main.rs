@@ -28,6 +28,10 @@ use std::process::ExitCode;
 
 fn main() -> ExitCode {
     let arguments: Vec<_> = std::env::args().skip(1).collect();
+    if arguments.iter().any(|argument| matches!(argument.as_str(), "--help" | "-h")) {
+        println!("{}", options::USAGE);
+        return ExitCode::SUCCESS;
+    }
     let done = match arguments.split_first() {
         Some((command, rest)) if command == "run" => options::run(rest).and_then(|options| run::run(&options)),
         Some((command, rest)) if command == "limit" => options::limit(rest).and_then(|(port, log, sync)| {
