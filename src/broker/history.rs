@@ -1,6 +1,6 @@
 //! Pages of a room's log, and what is known of rooms: answers that may have to read the store.
 
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 use tokio::sync::oneshot;
 
@@ -67,6 +67,19 @@ pub struct LastRecord {
     pub payload_bytes: usize,
 }
 
+/// Who asks for something that takes many turns: whose turns these are, and whether anybody still waits for the answer.
+pub(crate) struct Asker {
+    session: SessionKey,
+    here: Weak<()>,
+}
+
+impl Asker {
+    /// A session, or 0 for who calls the library. What it has asked for is given up when nobody holds `here`.
+    pub(crate) fn new(session: SessionKey, here: &Arc<()>) -> Self {
+        Self { session, here: Arc::downgrade(here) }
+    }
+}
+
 impl Broker {
     /// Reads a page: at most `limit` records and about `bytes_max` bytes, at least one record if there is one.
     ///
@@ -74,18 +87,19 @@ impl Broker {
     /// `void_epoch`, `beyond_head`, or the storage's trouble.
     pub async fn history(&self, room: &RoomName, at: PageAt, limit: u32) -> Result<Page, Error> {
         let (answer, answered) = oneshot::channel();
+        let here = Arc::new(());
         let bytes_max = self.inner.limits.page_bytes_max;
-        self.page(0, room, at, limit, bytes_max, move |page| {
+        self.page(Asker::new(0, &here), room, at, limit, bytes_max, move |page| {
             let _ = answer.send(page);
         });
         Ok(answered.await.unwrap_or_else(|_| Err(closed()))?)
     }
 
     /// As [`Broker::history`], for a session: `then` is called once, on this thread or on a reading one, and must not wait
-    /// for another page.
-    pub fn page(
+    /// for another page; or never, if nobody waits for it any more.
+    pub(crate) fn page(
         &self,
-        session: SessionKey,
+        asker: Asker,
         room: &RoomName,
         at: PageAt,
         limit: u32,
@@ -109,7 +123,7 @@ impl Broker {
             }
             Turn::Done
         };
-        self.inner.pool.submit(Class::History, session, Box::new(job));
+        self.take_turns(asker, job);
     }
 
     /// Rooms that have or had records, in the order of their names' bytes, with what is known of them.
@@ -118,16 +132,17 @@ impl Broker {
     /// The storage's trouble.
     pub async fn rooms(&self, prefix: &str, after: &str, limit: usize) -> Result<(Vec<Summary>, bool), Error> {
         let (answer, answered) = oneshot::channel();
-        self.list(0, prefix, after, limit, move |list| {
+        let here = Arc::new(());
+        self.list(Asker::new(0, &here), prefix, after, limit, move |list| {
             let _ = answer.send(list);
         });
         Ok(answered.await.unwrap_or_else(|_| Err(closed()))?)
     }
 
-    /// As [`Broker::rooms`], for a session: `then` is called once, on a reading thread.
-    pub fn list(
+    /// As [`Broker::rooms`], for a session: `then` is called once, on a reading thread, or never.
+    pub(crate) fn list(
         &self,
-        session: SessionKey,
+        asker: Asker,
         prefix: &str,
         after: &str,
         limit: usize,
@@ -136,7 +151,7 @@ impl Broker {
         let mut rooms = self.inner.engine.list(prefix, after, limit.saturating_add(1));
         let more = rooms.len() > limit;
         rooms.truncate(limit);
-        self.summarize(session, rooms, move |list| then(list.map(|list| (list, more))));
+        self.summarize(asker, rooms, move |list| then(list.map(|list| (list, more))));
     }
 
     /// The state of named rooms, in their order; a room that never had a record has empty facts.
@@ -145,27 +160,28 @@ impl Broker {
     /// The storage's trouble.
     pub async fn summary(&self, rooms: &[RoomName]) -> Result<Vec<Summary>, Error> {
         let (answer, answered) = oneshot::channel();
-        self.summaries(0, rooms, move |list| {
+        let here = Arc::new(());
+        self.summaries(Asker::new(0, &here), rooms, move |list| {
             let _ = answer.send(list);
         });
         Ok(answered.await.unwrap_or_else(|_| Err(closed()))?)
     }
 
-    /// As [`Broker::summary`], for a session: `then` is called once, on a reading thread.
-    pub fn summaries(
+    /// As [`Broker::summary`], for a session: `then` is called once, on a reading thread, or never.
+    pub(crate) fn summaries(
         &self,
-        session: SessionKey,
+        asker: Asker,
         rooms: &[RoomName],
         then: impl FnOnce(Result<Vec<Summary>, Refused>) + Send + 'static,
     ) {
         let known = |room: &RoomName| (room.clone(), self.inner.engine.facts(room.as_str()).unwrap_or_default());
-        self.summarize(session, rooms.iter().map(known).collect(), then);
+        self.summarize(asker, rooms.iter().map(known).collect(), then);
     }
 
     /// Reads the newest record of each room, one room per turn.
     fn summarize(
         &self,
-        session: SessionKey,
+        asker: Asker,
         rooms: Vec<(RoomName, Facts)>,
         then: impl FnOnce(Result<Vec<Summary>, Refused>) + Send + 'static,
     ) {
@@ -189,6 +205,13 @@ impl Broker {
             }
             Turn::Done
         };
+        self.take_turns(asker, job);
+    }
+
+    /// Has a job done by the reading threads, turn by turn, as long as somebody waits for what comes of it.
+    fn take_turns(&self, asker: Asker, mut job: impl FnMut() -> Turn + Send + 'static) {
+        let Asker { session, here } = asker;
+        let job = move || if here.strong_count() == 0 { Turn::Done } else { job() };
         self.inner.pool.submit(Class::History, session, Box::new(job));
     }
 }

@@ -234,6 +234,8 @@ impl Readers {
     ) -> Result<Joining, Refused> {
         let shared = &self.shared;
         let rooms_max = shared.broker.limits.rooms_per_session_max;
+        // Its facts may have to be read.
+        let room = shared.broker.room(room)?;
         let mut joins = shared.joins.lock();
         let at = match joins.binary_search_by_key(&join, |reader| reader.join) {
             Ok(_) => return Err(Refused::new(Code::AlreadyJoined, format!("join id {} is in use", join.0))),
@@ -242,7 +244,6 @@ impl Readers {
         if joins.len() >= rooms_max {
             return Err(Refused::new(Code::TooManyRooms, format!("{rooms_max} rooms are joined already")));
         }
-        let room = shared.broker.room(room)?;
         // Looked at before the facts: the place is not to lie behind the head that the answer tells.
         let recent = if let Start::Last(count) = start { room.before_last(count) } else { None };
         let facts = room.facts();
@@ -388,6 +389,12 @@ impl Readers {
         if shared.ready.lock().is_empty() && !shared.admits() { Pulled::All } else { Pulled::More }
     }
 
+    /// How many readers wait for a place among those that read ahead.
+    #[cfg(test)]
+    pub(super) fn waiting_for_store(&self) -> usize {
+        self.shared.waiting.lock().len()
+    }
+
     fn find(&self, join: JoinId) -> Result<Arc<Reader>, Refused> {
         let joins = self.shared.joins.lock();
         let at = joins.binary_search_by_key(&join, |reader| reader.join).map_err(|_| unknown(join))?;
@@ -453,6 +460,17 @@ impl Shared {
         let reader = self.waiting.lock().pop_front()?;
         reader.waiting.store(false, Ordering::SeqCst);
         Some(reader)
+    }
+
+    /// Takes a reader that has ended from those that wait, who may be kept there for as long as the store is slow.
+    fn forget_waiting(&self, reader: &Reader) {
+        if reader.waiting.load(Ordering::SeqCst) {
+            let mut waiting = self.waiting.lock();
+            let at = waiting.iter().position(|other| std::ptr::eq(&**other, reader));
+            let gone = at.and_then(|at| waiting.remove(at));
+            drop(waiting);
+            drop(gone);
+        }
     }
 
     /// Whether one that waits for the store may ask it now.
@@ -646,10 +664,11 @@ impl Reader {
             Ok(Read::Block(block)) => (shared.broker.cuts)
                 .cut(&block, state.position, floor)
                 .map_err(|error| format!("room {:?} behind offset {}: {error}", self.room.name(), state.position))
+                .map_err(|message| Refused::new(Code::StorageFailed, message))
                 .map(|part| (part, block.last)),
             // The records went away between the look at the tail and the read: look again.
             Ok(Read::Nothing) => return Took::More,
-            Err(error) => Err(error.to_string()),
+            Err(error) => Err(Refused::from(error)),
         };
         match part {
             Ok((part, last)) => {
@@ -661,11 +680,13 @@ impl Reader {
                 state.position = state.position.max(last);
                 Took::More
             }
-            Err(message) => {
-                tracing::error!(room = %self.room.name(), "a reader is ended: {message}");
+            Err(why) => {
+                if why.code != Code::ShuttingDown {
+                    tracing::error!(room = %self.room.name(), "a reader is ended: {}", why.message);
+                }
                 state.stage = Stage::Ended;
                 drop(state);
-                out(Output::Left { join, tag: None, why: Refused::new(Code::StorageFailed, message) });
+                out(Output::Left { join, tag: None, why });
                 self.owner_forgets(shared);
                 Took::Nothing
             }
@@ -721,9 +742,7 @@ impl Reader {
                     let facts = JoinFacts { epoch: engine.epoch(), first, head, start: start.max(floor) };
                     Stage::Resolved { tag, facts }
                 }
-                Err(error) => {
-                    Stage::Refused { tag: Some(tag), why: Refused::new(Code::StorageFailed, error.to_string()) }
-                }
+                Err(error) => Stage::Refused { tag: Some(tag), why: error.into() },
             };
             owner.lookups.fetch_sub(1, Ordering::SeqCst);
             let mut state = reader.state.lock();
@@ -765,6 +784,7 @@ impl Reader {
         if dropped {
             shared.fetch_used();
         }
+        shared.forget_waiting(self);
         shared.broker.metrics_joined(-1);
     }
 }

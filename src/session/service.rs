@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use super::{Action, Due, End, Life, Outbox, Session, offered, room_name};
-use crate::broker::{Broker, JoinFacts, Joining, Page, PageAt, Readers, Summary};
+use crate::broker::{Asker, Broker, JoinFacts, Joining, Page, PageAt, Readers, Summary};
 use crate::metrics::{Operation, Sampled};
 use crate::protocol::{
     Credit, Fault, Frames, JoinId, JoinResult, Joined, LastRecord, Leave, PageDelivery, Pong, RequestId, Resume,
@@ -47,6 +47,8 @@ pub(crate) struct Service {
     broker: Broker,
     outbox: Arc<Outbox>,
     number: u64,
+    /// Gone with the session: what it has asked for is given up then.
+    here: Arc<()>,
     user: Arc<str>,
     submission: Submission,
     /// The rooms used last, the latest first.
@@ -96,6 +98,7 @@ impl Service {
             broker,
             outbox,
             number,
+            here: Arc::new(()),
             user: Arc::from(""),
             submission: Submission::new(reply),
             rooms: Vec::new(),
@@ -224,12 +227,13 @@ impl Service {
             outbox.end_reading();
             outbox.kick();
         };
+        let asker = Asker::new(self.number, &self.here);
         let epoch = self.broker.epoch();
         match read {
             Read::History { request, room, at, limit } => {
                 let bytes_max = self.session.limits().page_bytes_max;
                 let counted = Arc::clone(&self.outbox);
-                self.broker.page(self.number, &room, at, limit, bytes_max, move |page| match page {
+                self.broker.page(asker, &room, at, limit, bytes_max, move |page| match page {
                     Ok(page) => {
                         count_delivered(&counted, &page);
                         let deliveries = page.parts.iter().map(|part| PageDelivery {
@@ -247,13 +251,13 @@ impl Service {
                 });
             }
             Read::Rooms { request, prefix, after, limit } => {
-                self.broker.list(self.number, &prefix, &after, limit, move |list| match list {
+                self.broker.list(asker, &prefix, &after, limit, move |list| match list {
                     Ok((rooms, more)) => answer(request, Ok(room_list(request, epoch, more, &rooms))),
                     Err(why) => answer(request, Err(why)),
                 });
             }
             Read::Summary { request, rooms } => {
-                self.broker.summaries(self.number, &rooms, move |list| match list {
+                self.broker.summaries(asker, &rooms, move |list| match list {
                     Ok(rooms) => answer(request, Ok(room_list(request, epoch, false, &rooms))),
                     Err(why) => answer(request, Err(why)),
                 });

@@ -1,10 +1,10 @@
 //! Readers and pages where it is narrow: few places at the store, rooms left and paused, records as large as pages.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Instant;
 
 use super::*;
-use crate::broker::history::Walk;
+use crate::broker::history::{Asker, Walk};
 use crate::broker::readers::{Output, Readers, Wake};
 use crate::protocol::JoinId;
 use crate::storage::{Engine, EngineError, Outline, Read, ReadAt, Retention, Targets};
@@ -151,6 +151,42 @@ async fn paused_rooms_do_not_keep_the_others_from_the_store() {
 }
 
 #[tokio::test]
+async fn what_nobody_waits_for_any_more_is_not_read() {
+    let memory = Broker::open(Options::in_memory()).await.expect("memory is enough");
+    let rooms = rooms_with_one_record(&memory, 50).await;
+    let broker = Broker::stepped(Arc::clone(&memory.inner.engine), Limits::default(), Arc::new(|| {}));
+    let here = Arc::new(());
+    let answered = Arc::new(AtomicBool::new(false));
+    let ask = || {
+        let answered = Arc::clone(&answered);
+        broker.summaries(Asker::new(7, &here), &rooms, move |_| answered.store(true, Ordering::SeqCst));
+    };
+    ask();
+    // A turn for each room, and one for the answer.
+    (0..50).for_each(|_| assert!(broker.read_turn()));
+    assert!(!answered.load(Ordering::SeqCst));
+    assert!(broker.read_turn() && answered.swap(false, Ordering::SeqCst) && !broker.read_turn());
+    ask();
+    assert!(broker.read_turn());
+    drop(here);
+    assert!(broker.read_turn() && !broker.read_turn(), "it is given up at its next turn");
+    let mut summary = Box::pin(broker.summary(&rooms));
+    assert!(futures_now(&mut summary).is_none() && broker.read_turn());
+    drop(summary);
+    assert!(broker.read_turn() && !broker.read_turn(), "so is what is no longer awaited");
+    assert!(!answered.load(Ordering::SeqCst));
+}
+
+/// What a future has to say when it is looked at once.
+fn futures_now<F: Future + Unpin>(future: &mut F) -> Option<F::Output> {
+    let mut cx = std::task::Context::from_waker(std::task::Waker::noop());
+    match std::pin::Pin::new(future).poll(&mut cx) {
+        std::task::Poll::Ready(output) => Some(output),
+        std::task::Poll::Pending => None,
+    }
+}
+
+#[tokio::test]
 async fn a_session_that_joins_and_leaves_all_the_time_has_few_jobs_at_the_store() {
     let broker = without_tails(1).await;
     let rooms = rooms_with_one_record(&broker, 1).await;
@@ -173,6 +209,8 @@ async fn a_session_that_joins_and_leaves_all_the_time_has_few_jobs_at_the_store(
         }
     }
     let most = broker.limits().rooms_per_session_max;
+    let waiting = readers.waiting_for_store();
+    assert!(waiting <= 1, "{waiting} readers wait for the store, all but one of rooms that were left");
     assert!(refused > 0 && broker.inner.pool.waiting() <= most + 4, "{} jobs", broker.inner.pool.waiting());
     drop(busy);
     let deadline = Instant::now() + PATIENCE;
