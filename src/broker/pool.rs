@@ -71,6 +71,9 @@ struct Live {
 struct Visit {
     number: u64,
     turns: u32,
+    /// Turns that are being taken now.
+    running: u32,
+    /// When a turn last began or ended.
     last: Instant,
 }
 
@@ -82,7 +85,7 @@ impl Live {
         let known = self.visits.get(&session);
         if known.is_none_or(|visit| !begun && !waits(&visit.number) && visit.is_over(now)) {
             self.begun += 1;
-            self.visits.insert(session, Visit { number: self.begun, turns: 0, last: now });
+            self.visits.insert(session, Visit { number: self.begun, turns: 0, running: 0, last: now });
         }
         let visit = &self.visits[&session];
         if visit.turns >= VISIT_TURNS {
@@ -120,7 +123,16 @@ impl Live {
     fn turn_of(&mut self, session: SessionKey, now: Instant) -> u32 {
         let visit = self.visits.get_mut(&session).expect("a session that waits is known");
         (visit.turns, visit.last) = (visit.turns.saturating_add(1), now);
+        visit.running += 1;
         visit.turns
+    }
+
+    /// A turn of a session has ended.
+    fn turn_ended(&mut self, session: SessionKey, now: Instant) {
+        // A pool that has been closed knows nobody any more.
+        if let Some(visit) = self.visits.get_mut(&session) {
+            (visit.running, visit.last) = (visit.running.saturating_sub(1), now);
+        }
     }
 
     /// Forgets visits that are over, when there may be as many of them as others.
@@ -138,7 +150,8 @@ impl Live {
 
 impl Visit {
     fn is_over(&self, now: Instant) -> bool {
-        now.duration_since(self.last) > ABSENCE
+        // Who is served is not absent, however long that takes.
+        self.running == 0 && now.duration_since(self.last) > ABSENCE
     }
 }
 
@@ -202,6 +215,16 @@ impl Queue {
         self.live.pop(now).map(|(session, job)| (Class::Live, session, job))
     }
 
+    /// A turn has ended; `job` wants another one.
+    fn turn_ended(&mut self, class: Class, session: SessionKey, job: Option<Job>, now: Instant) {
+        if let Some(job) = job {
+            self.push(class, session, job, true, now);
+        }
+        if class == Class::Live {
+            self.live.turn_ended(session, now);
+        }
+    }
+
     /// Adds a job, a new one or one that wants another turn.
     fn push(&mut self, class: Class, session: SessionKey, job: Job, begun: bool, now: Instant) {
         self.waiting += 1;
@@ -242,18 +265,18 @@ impl Pool {
     /// Starts the threads.
     pub(crate) fn start(threads: usize) -> std::io::Result<Self> {
         let shared = Arc::<Shared>::default();
-        let threads = (0..threads.max(1))
-            .map(|number| {
-                let shared = Arc::clone(&shared);
-                std::thread::Builder::new().name(format!("roomlog-read-{number}")).spawn(move || run(&shared))
-            })
-            .collect::<Result<_, _>>()?;
-        Ok(Self {
-            shared,
-            threads,
+        // Dropped, should one of the threads not start, it ends the others.
+        let mut pool = Self {
+            shared: Arc::clone(&shared),
+            threads: Vec::new(),
             #[cfg(test)]
             told: None,
-        })
+        };
+        for number in 0..threads.max(1) {
+            let (builder, shared) = (std::thread::Builder::new(), Arc::clone(&shared));
+            pool.threads.push(builder.name(format!("roomlog-read-{number}")).spawn(move || run(&shared))?);
+        }
+        Ok(pool)
     }
 
     /// A pool without threads: `told` is called when there is work, which is done by [`Pool::turn`].
@@ -267,9 +290,8 @@ impl Pool {
     pub(crate) fn turn(&self) -> bool {
         let popped = self.shared.queue.lock().pop(Instant::now());
         let Some((class, session, mut job)) = popped else { return false };
-        if job() == Turn::Again {
-            self.shared.queue.lock().push(class, session, job, true, Instant::now());
-        }
+        let again = job() == Turn::Again;
+        self.shared.queue.lock().turn_ended(class, session, again.then_some(job), Instant::now());
         true
     }
 
@@ -317,14 +339,10 @@ fn run(shared: &Shared) {
             tracing::error!("a reading thread has panicked, what it read for is given up");
             Turn::Done
         });
-        if turn == Turn::Done {
-            // What it holds may be the last of a broker, and then this ends the threads.
-            drop(job);
-            queue = shared.queue.lock();
-        } else {
-            queue = shared.queue.lock();
-            queue.push(class, session, job, true, Instant::now());
-        }
+        // What it holds may be the last of a broker, and then this ends the threads.
+        let job = (turn == Turn::Again).then_some(job);
+        queue = shared.queue.lock();
+        queue.turn_ended(class, session, job, Instant::now());
     }
 }
 
@@ -390,9 +408,8 @@ mod tests {
         fn run(&mut self, turns: usize) -> Vec<SessionKey> {
             for _ in 0..turns {
                 let Some((class, session, mut job)) = self.queue.pop(self.now) else { break };
-                if job() == Turn::Again {
-                    self.queue.push(class, session, job, true, self.now);
-                }
+                let again = job() == Turn::Again;
+                self.queue.turn_ended(class, session, again.then_some(job), self.now);
             }
             self.seen.try_iter().map(|(session, _)| session).collect()
         }
