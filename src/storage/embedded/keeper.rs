@@ -151,13 +151,14 @@ impl Keeper {
     /// Opens the volumes that are asked for first when clients come back to their rooms, so that they need not wait for that.
     pub(super) fn open_newest_volumes(&mut self) {
         let most = self.shared.options.open_volumes_bytes_max / BUDGET_OF_ONE_AHEAD;
-        let newest: Vec<_> = self.manifest.volumes.iter().rev().take(most).map(|entry| entry.id).collect();
-        for id in newest {
+        // In order of commits, so that the newest is the one that was used last.
+        let volumes = self.shared.volumes.infos();
+        for info in volumes.iter().skip(volumes.len().saturating_sub(most)) {
             self.reserve();
             if self.is_dead() || self.shared.keeper.lock().stop {
                 return;
             }
-            match self.shared.volumes.open_ahead(VolumeId(id)) {
+            match self.shared.volumes.open_ahead(info.id) {
                 Ok(()) => {}
                 // What little there may be is for those who read.
                 Err(error) if error.kind() == VolumeErrorKind::Full => return,

@@ -1,6 +1,6 @@
 //! The volumes that exist, as readers see them: found by room and place, opened when needed, closed by budget.
 
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
 
 use bytes::Bytes;
@@ -100,6 +100,8 @@ pub struct Volumes {
     open_files: AtomicUsize,
     cache: Mutex<BodyCache>,
     uses: AtomicU64,
+    /// Nothing is opened any more.
+    closed: AtomicBool,
 }
 
 /// A volume that readers may hold.
@@ -117,6 +119,7 @@ struct StoreSlot {
     open: Option<Arc<dyn BlockReader>>,
     closed: Option<Weak<dyn BlockReader>>,
     /// Which groups of keys have come into memory since it was opened, a bit for each, and about how many bytes are there.
+    /// A store that is taken back has them still.
     held_groups: Vec<u64>,
     held_bytes: u64,
 }
@@ -140,6 +143,7 @@ impl Volumes {
             open_files: AtomicUsize::new(0),
             cache: Mutex::new(BodyCache::new(limits.cache_bytes_max)),
             uses: AtomicU64::new(0),
+            closed: AtomicBool::new(false),
             limits,
         }
     }
@@ -434,9 +438,15 @@ impl Volumes {
             if let Some(open) = &slot.open {
                 return Ok(Arc::clone(open));
             }
+            if self.closed.load(Ordering::SeqCst) {
+                return Err(VolumeError::Stopped);
+            }
             let store = match slot.closed.take().and_then(|closed| closed.upgrade()) {
                 Some(store) => store,
-                None => self.store.open(&volume.info().id.blocks_path())?,
+                None => {
+                    (slot.held_groups, slot.held_bytes) = (Vec::new(), 0);
+                    self.store.open(&volume.info().id.blocks_path())?
+                }
             };
             slot.open = Some(Arc::clone(&store));
             store
@@ -450,10 +460,13 @@ impl Volumes {
             let oldest = {
                 let mut open = self.open.lock();
                 let held: u64 = open.iter().map(|volume| volume.held_bytes()).sum();
-                if held <= self.limits.held_bytes_max && open.len() <= self.limits.open_max {
+                let too_many_bytes = held > self.limits.held_bytes_max;
+                if !too_many_bytes && open.len() <= self.limits.open_max {
                     return;
                 }
-                let oldest = open.iter().enumerate().min_by_key(|(_, volume)| volume.used.load(Ordering::Relaxed));
+                // To close one of which nothing has been read would make no room.
+                let those = open.iter().enumerate().filter(|(_, volume)| !too_many_bytes || volume.held_bytes() > 0);
+                let oldest = those.min_by_key(|(_, volume)| volume.used.load(Ordering::Relaxed));
                 let Some((oldest, _)) = oldest else { return };
                 open.swap_remove(oldest)
             };
@@ -463,6 +476,8 @@ impl Volumes {
 
     /// Lets go of all volumes, so that another process may open them; nothing is found afterwards.
     pub fn close(&self) {
+        // Looked at under the lock of each store: what is being opened now is closed below, and nothing is opened later.
+        self.closed.store(true, Ordering::SeqCst);
         let live = std::mem::take(&mut *self.live.write());
         let doomed = std::mem::take(&mut *self.doomed.lock());
         self.open.lock().clear();
@@ -476,7 +491,6 @@ impl Volumes {
     fn close_store(&self, volume: &Volume) {
         let mut slot = volume.store.lock();
         if let Some(open) = slot.open.take() {
-            (slot.held_groups, slot.held_bytes) = (Vec::new(), 0);
             slot.closed = Some(Arc::downgrade(&open));
             // Closed within the lock, so that it is not opened again before it is closed.
             drop(open);

@@ -8,7 +8,7 @@ use rand::Rng as _;
 use super::rig::{Log, Place, Shape, assert_same, read_room, remembered, seeded};
 use crate::storage::Compression;
 use crate::storage::disk::FaultyDisk;
-use crate::storage::volume::{VolumeId, VolumeLimits, build, found, reread};
+use crate::storage::volume::{VolumeErrorKind, VolumeId, VolumeLimits, build, found, reread};
 use crate::types::{Offset, Time};
 
 #[test]
@@ -182,6 +182,24 @@ fn a_removed_volume_is_deleted_when_its_last_reader_is_gone() {
         drop(located);
         assert_eq!((volumes.sweep().unwrap(), volumes.in_use().doomed), (1, 0));
         assert_eq!(found(&*place.disk).unwrap(), [VolumeId(2)]);
+    }
+}
+
+#[test]
+fn nothing_is_opened_behind_a_close() {
+    let mut random = seeded("nothing_is_opened_behind_a_close");
+    for place in Place::both() {
+        let mut log = Log::default();
+        let shape = Shape { rooms: 2, batches: 60, striding: false, payload_bytes_max: 1000 };
+        place.build(1, &log.stretch(&mut random, &shape));
+        let volumes = place.open(&[1]);
+        let located = volumes.locate_after(0, Offset::ZERO).unwrap().unwrap();
+        volumes.close();
+        // Whoever had found a block before it gets nothing, and the volume stays free for another process.
+        assert_eq!(volumes.read(&located).map(|_| ()).map_err(|error| error.kind()), Err(VolumeErrorKind::Stopped));
+        assert_eq!(volumes.in_use().open_stores, 0);
+        let others = place.open(&[1]);
+        others.read_after(0, Offset::ZERO).unwrap().unwrap();
     }
 }
 
