@@ -280,13 +280,17 @@ impl Fanout {
                 }
                 Ok(())
             }
-            Mode::Rate(_) => loop {
-                let due = run_start_ns + (*sent as f64 * interval_ns) as u64;
-                if due > self.now_ns() || !self.publish(1, payload, Some(due))? {
-                    return Ok(());
+            Mode::Rate(_) => {
+                // Who falls behind the clock still has to read: else a rate that is beyond this thread would never end.
+                for _ in 0..BATCH {
+                    let due = run_start_ns + (*sent as f64 * interval_ns) as u64;
+                    if due > self.now_ns() || !self.publish(1, payload, Some(due))? {
+                        break;
+                    }
+                    *sent += 1;
                 }
-                *sent += 1;
-            },
+                Ok(())
+            }
         }
     }
 
