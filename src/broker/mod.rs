@@ -16,6 +16,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 pub use cut::Part;
+#[cfg(feature = "server")]
 pub(crate) use history::Asker;
 pub use history::{LastRecord, Page, PageAt, Summary};
 pub use publisher::{Message, Publisher};
