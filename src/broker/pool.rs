@@ -422,6 +422,19 @@ mod tests {
     }
 
     #[test]
+    fn who_is_being_served_is_not_absent_however_long_that_takes() {
+        let mut stepped = Stepped::new();
+        stepped.submit(Class::Live, 7, 1);
+        let (class, session, mut job) = stepped.queue.pop(stepped.now).expect("it was submitted");
+        stepped.submit(Class::Live, 3, 1);
+        stepped.now += 2 * ABSENCE;
+        stepped.submit(Class::Live, 7, 1);
+        assert_eq!(job(), Turn::Done);
+        stepped.queue.turn_ended(class, session, None, stepped.now);
+        assert_eq!(stepped.run(9), [7, 7, 3]);
+    }
+
+    #[test]
     fn who_has_come_is_served_to_the_end_in_the_order_of_coming() {
         let mut stepped = Stepped::new();
         for session in [7, 3] {

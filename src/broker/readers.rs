@@ -408,12 +408,14 @@ fn unknown(join: JoinId) -> Refused {
 
 impl Drop for Readers {
     fn drop(&mut self) {
+        // First, so that none of those that end looks for itself there, nor lets the next one ask the store.
+        let waiting = std::mem::take(&mut *self.shared.waiting.lock());
+        drop(waiting);
         let joins = std::mem::take(&mut *self.shared.joins.lock());
         for reader in joins {
             reader.end(&self.shared);
         }
         self.shared.ready.lock().clear();
-        self.shared.waiting.lock().clear();
     }
 }
 

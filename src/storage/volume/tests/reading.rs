@@ -104,6 +104,10 @@ fn volumes_are_opened_ahead_as_far_as_their_limit_goes_and_read_the_same() {
     volumes.close();
     assert!(volumes.open_ahead(VolumeId(3)).is_err(), "it is not here any more");
     assert_eq!(volumes.in_use().open_stores, 0);
+    let volumes = place.open_within(&[1, 2, 3], VolumeLimits { held_bytes_max: 1, ..VolumeLimits::default() });
+    (1..=3).for_each(|id| volumes.open_ahead(VolumeId(id)).unwrap());
+    volumes.read_after(0, Offset::ZERO).unwrap().unwrap();
+    assert_eq!(volumes.in_use().open_stores, 2, "only the one that holds something is closed for what it holds");
 }
 
 /// How many descriptors of this process are files below a directory.
