@@ -200,9 +200,7 @@ impl Server {
             admission,
             sessions: Mutex::default(),
             host,
-            _fanout_tasks: (0..tokio::runtime::Handle::current().metrics().num_workers())
-                .map(|_| Arc::clone(&fanout).serve())
-                .collect(),
+            _fanout_tasks: fanout.tasks().collect(),
             fanout,
             stop: CancellationToken::new(),
             cut: CancellationToken::new(),

@@ -2,8 +2,9 @@
 //!
 //! A record for a hundred subscribers, or a commit with the publishes of a hundred sessions, makes a hundred
 //! connections ready to write at the same moment. Waking a task costs about a fifth of the write that it makes, and all of it on the
-//! committer's thread. So the committer only puts connections into a list, which tasks like the workers of the runtime in
-//! number take from. A connection whose socket takes no more is left to its own task.
+//! committer's thread. So the committer only puts connections into a list, which tasks take from that are half as many
+//! as the workers of the runtime: the other half is left for reading and committing, and for whoever else is on the
+//! machine. A connection whose socket takes no more is left to its own task.
 
 use std::collections::VecDeque;
 use std::fmt::Debug;
@@ -19,8 +20,12 @@ use crate::lock::Mutex;
 /// wake one more task.
 const AT_ONCE: usize = 16;
 
-/// Every so many turns a task lets others go first who are not ready yet; else those that are.
-const TURNS_PER_LOOK: u32 = 4;
+/// After so many turns a task lets others go first: one that wakes itself is often taken over by the next worker, which
+/// has to be woken for it.
+const TURNS_PER_YIELD: u32 = 4;
+
+/// Every so many times it lets those go first who are not ready yet; else those that are.
+const YIELDS_PER_LOOK: u32 = 4;
 
 /// A connection that can be served as one of many.
 pub(super) trait Served: Send + Sync + Debug {
@@ -94,8 +99,15 @@ impl Fanout {
         while self.turn(&mut taken) {}
     }
 
+    /// The tasks that serve, to be spawned on this runtime.
+    pub(crate) fn tasks(self: &Arc<Self>) -> impl Iterator<Item = impl Future<Output = ()> + Send + use<>> {
+        let tasks = tokio::runtime::Handle::current().metrics().num_workers().div_ceil(2);
+        let fanout = Arc::clone(self);
+        (0..tasks).map(move |_| Arc::clone(&fanout).serve())
+    }
+
     /// Serves what is added, for ever.
-    pub(crate) async fn serve(self: Arc<Self>) {
+    async fn serve(self: Arc<Self>) {
         let mut taken = Vec::with_capacity(AT_ONCE);
         let mut turn = 0_u32;
         loop {
@@ -103,8 +115,11 @@ impl Fanout {
                 self.work.notified().await;
                 continue;
             }
-            turn += 1;
-            if turn.is_multiple_of(TURNS_PER_LOOK) {
+            turn = turn.wrapping_add(1);
+            if !turn.is_multiple_of(TURNS_PER_YIELD) {
+                continue;
+            }
+            if turn.is_multiple_of(TURNS_PER_YIELD * YIELDS_PER_LOOK) {
                 // Lets the worker look at its sockets, and comes back when nobody else is ready.
                 tokio::task::yield_now().await;
             } else {
