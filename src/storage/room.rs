@@ -241,17 +241,17 @@ impl Room {
         work(&mut self.state.lock())
     }
 
-    /// Wakes all followers; called by one thread at a time.
+    /// Wakes all followers, and asks `targets` for each of them; called by one thread at a time.
     ///
     /// Not under the lock: a follower that is served at once may write to its socket, and may leave the room.
-    pub(crate) fn notify(&self, targets: Targets) {
+    pub(crate) fn notify(&self, targets: impl Fn() -> Targets) {
         let mut list = {
             let mut followers = self.followers.lock();
             followers.away = true;
             std::mem::take(&mut followers.list)
         };
         for (_, follower) in &list {
-            follower.advanced(targets);
+            follower.advanced(targets());
         }
         let mut followers = self.followers.lock();
         followers.away = false;
@@ -338,7 +338,7 @@ mod tests {
         let first = fickle(Some(Arc::clone(&second)));
         *first.me.lock() = Some(room.follow(Arc::clone(&first) as Arc<dyn Follow>));
         for expected in [(1, 0), (1, 1), (1, 1)] {
-            room.notify(Targets::Few);
+            room.notify(|| Targets::Few);
             assert_eq!((*first.told.lock(), *second.told.lock()), expected);
         }
         assert_eq!(room.followers(), 0);

@@ -33,6 +33,14 @@ const TARGETS_IN_PLACE_MAX: usize = 16;
 /// does it while the next commit is being made.
 const BYTES_IN_PLACE_MAX: usize = 64 << 10;
 
+/// Up to this many followers, with so many bytes, are served on this very thread where nobody else would serve them
+/// faster, as long as nothing waits to be committed.
+const TARGETS_AT_REST_MAX: usize = 128;
+const BYTES_AT_REST_MAX: usize = 512 << 10;
+
+/// On more cores than these a fan-out has several tasks, which together are faster than this thread.
+const CORES_AT_REST_MAX: usize = 2;
+
 /// Up to so many publishers are answered on this very thread, however many are to be woken: they wait for that with
 /// their next records.
 const REPLIES_IN_PLACE_MAX: usize = 4;
@@ -82,6 +90,8 @@ pub(crate) struct Committer {
     tails: VecDeque<(Arc<Room>, usize)>,
     tails_bytes: usize,
     next_room: u64,
+    /// Whether many followers are served on this thread too, while nothing waits.
+    serves_at_rest: bool,
     /// Whom the last step has answered, if it was a single one: his address.
     pub(super) answered_alone: Option<usize>,
     #[cfg(feature = "fault-injection")]
@@ -147,10 +157,16 @@ impl Committer {
             tails: VecDeque::new(),
             tails_bytes: 0,
             next_room,
+            serves_at_rest: false,
             answered_alone: None,
             #[cfg(feature = "fault-injection")]
             fault: super::fault::ExitAfterSync::from_environment(),
         }
+    }
+
+    /// Has it know on how many cores it runs, on which it depends who sends.
+    pub(super) fn on_cores(self, cores: usize) -> Self {
+        Self { serves_at_rest: cores <= CORES_AT_REST_MAX, ..self }
     }
 
     /// Steps until the queue is closed and empty; gives back the journal.
@@ -521,12 +537,16 @@ impl Committer {
         let first = gathered.replies.partition_point(|(end, _)| *end <= begin);
         let replies = gathered.replies[first..].partition_point(|(until, _)| *until < end) + 1;
         let (mut called, mut bytes) = (replies, 0);
-        let is_little = replies <= TARGETS_IN_PLACE_MAX
-            && self.rooms[..self.rooms_used].iter().all(|commit| {
-                let of_room = commit.room().followers();
-                (called, bytes) = (called + of_room, bytes + of_room * commit.bytes);
-                called <= TARGETS_IN_PLACE_MAX && bytes <= BYTES_IN_PLACE_MAX
-            });
+        let called_max = if self.serves_at_rest { TARGETS_AT_REST_MAX } else { TARGETS_IN_PLACE_MAX };
+        for commit in &self.rooms[..self.rooms_used] {
+            let of_room = commit.room().followers();
+            (called, bytes) = (called + of_room, bytes + of_room * commit.bytes);
+            if called > called_max {
+                break;
+            }
+        }
+        let is_little = called <= TARGETS_IN_PLACE_MAX && bytes <= BYTES_IN_PLACE_MAX;
+        let at_rest = self.serves_at_rest && called <= called_max && bytes <= BYTES_AT_REST_MAX;
         let targets = if is_little { Targets::Few } else { Targets::Many };
         let to_publishers = if replies <= REPLIES_IN_PLACE_MAX { Targets::Few } else { targets };
         let (mut answers, mut duplicates) = (&self.answers[..], 0);
@@ -549,8 +569,11 @@ impl Committer {
             reply.answered(own, to_publishers);
         }
         self.shared.metrics.duplicates.increment(duplicates);
+        let queue = &self.shared.queue;
+        // Looked at for each: the next commit does not wait for more than one that is served.
+        let to_followers = || if at_rest && queue.bytes() == 0 { Targets::Few } else { targets };
         for commit in &mut self.rooms[..self.rooms_used] {
-            commit.room().notify(targets);
+            commit.room().notify(to_followers);
             commit.room = None;
         }
         // Each has a buffer that may be as long as a batch.

@@ -152,7 +152,8 @@ impl Embedded {
         let mut keeper = keeper::Keeper::new(Arc::clone(&shared), manifest, journal.files());
         // On a full disk the first publish is refused already.
         keeper.judge_space();
-        let committer = committer::Committer::new(Arc::clone(&shared), journal, next_room);
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        let committer = committer::Committer::new(Arc::clone(&shared), journal, next_room).on_cores(cores);
         let spawn = |name: &str| std::thread::Builder::new().name(name.to_owned());
         let seat = Arc::new(seat::Seat::new(Arc::clone(&shared), committer));
         let taken = Arc::clone(&seat);

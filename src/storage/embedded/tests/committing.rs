@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use super::*;
+use crate::storage::room::Follow;
 
 fn open(options: Options) -> Stepped {
     let store: Arc<dyn BlockStore> = Arc::new(MemoryBlockStore::default());
@@ -10,8 +11,12 @@ fn open(options: Options) -> Stepped {
 }
 
 pub(super) fn record() -> (Vec<u8>, u32) {
+    record_of(1)
+}
+
+fn record_of(bytes: usize) -> (Vec<u8>, u32) {
     let mut area = Vec::new();
-    RecordArea::push(&mut area, &NewRecord::new(b"x"));
+    RecordArea::push(&mut area, &NewRecord::new(&vec![b'x'; bytes]));
     let hash = record_hash(RecordArea(&area).split_first().expect("encoded just now").expect("a record").0);
     (area, hash)
 }
@@ -125,6 +130,75 @@ fn publishes_that_came_in_a_row_are_stored_together_and_answered_one_by_one() {
     let answers = publish(&mut log, 10..=12);
     assert!(answers.iter().all(|(_, it)| it.as_ref().is_err_and(|why| why.code == Code::OutOfOrder)), "{answers:?}");
     assert_eq!((answers.len(), log.shared.queue.bytes()), (3, 0));
+}
+
+/// A follower that notes how it was told, and submits a publish when so many have been.
+struct Noting {
+    told: Arc<Mutex<Vec<Targets>>>,
+    at: usize,
+    submission: Mutex<Option<Submission>>,
+    shared: std::sync::Weak<Shared>,
+}
+
+impl Follow for Noting {
+    fn advanced(&self, targets: Targets) {
+        let mut told = self.told.lock();
+        told.push(targets);
+        if told.len() == self.at
+            && let Some(mut submission) = self.submission.lock().take()
+            && let Some(shared) = self.shared.upgrade()
+        {
+            assert!(shared.queue.submit(&mut submission));
+        }
+    }
+}
+
+/// How followers of one room were told of a record of so many bytes, if a publish is submitted while the one of this
+/// number is told.
+fn told(cores: usize, followers: usize, bytes: usize, submit_at: usize) -> (usize, usize) {
+    let Stepped { shared, committer, keeper, answers } = open(options(1));
+    let mut log = Stepped { committer: committer.on_cores(cores), shared, keeper, answers };
+    let (area, hash) = record_of(bytes);
+    let room = log.shared.catalog.room("one").expect("a room");
+    let publish = |seq| {
+        let mut submission = Submission::new(Arc::clone(&log.answers) as Arc<dyn Reply>);
+        submission.push(&room, &Arc::from(""), PublisherId([1; 16]), seq, None, 0, &area, &[hash]);
+        submission
+    };
+    let told = Arc::<Mutex<Vec<Targets>>>::default();
+    for _ in 0..followers {
+        let submission = Mutex::new(Some(publish(2)));
+        let shared = Arc::downgrade(&log.shared);
+        room.follow(Arc::new(Noting { told: Arc::clone(&told), at: submit_at, submission, shared }));
+    }
+    assert!(log.shared.queue.submit(&mut publish(1)));
+    assert_eq!(log.committer.step(), Step::Answered);
+    let told = told.lock();
+    assert_eq!(told.len(), followers);
+    let few = told.iter().take_while(|it| **it == Targets::Few).count();
+    (few, told.iter().skip(few).filter(|it| **it == Targets::Many).count())
+}
+
+#[test]
+fn on_two_cores_many_are_served_at_once_as_long_as_nothing_waits() {
+    // (cores, followers, bytes, one publishes when so many are told) and how many are served at once and later.
+    for (load, served) in [
+        ((2, 100, 100, 0), (100, 0)),
+        ((2, 100, 100, 30), (30, 70)),
+        ((2, 127, 4000, 0), (127, 0)),
+        // The publisher counts too.
+        ((2, 128, 100, 0), (0, 128)),
+        ((2, 127, 5000, 0), (0, 127)),
+        ((4, 100, 100, 0), (0, 100)),
+        ((4, 15, 4000, 0), (15, 0)),
+        ((4, 16, 100, 0), (0, 16)),
+        // To so few it is quicker whatever waits.
+        ((2, 15, 4000, 3), (15, 0)),
+        ((2, 15, 5000, 3), (3, 12)),
+    ] {
+        let (cores, followers, bytes, submit_at) = load;
+        assert_eq!(told(cores, followers, bytes, submit_at), served, "{load:?}");
+    }
 }
 
 /// Answers, and panics when it is to answer the third.
