@@ -47,7 +47,8 @@ pub trait Follow: Send + Sync {
 /// How many are to be told of a commit.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Targets {
-    /// So few that waking another thread costs more than writing to their sockets at once.
+    /// So few that waking another thread costs more than writing to their sockets at once; or nothing waits for this
+    /// thread.
     Few,
     /// So many that the next commit would wait.
     Many,
